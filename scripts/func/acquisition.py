@@ -1,0 +1,366 @@
+"""The slice model: what a 2-D acquisition sees of a volume, and what can be inferred back from it.
+
+A thick-slice scan is ``y = A x``: every slice is a weighted mean of the volume's planes around its centre. On a grid
+whose planes are parallel to the slices, A acts along one array axis alone, so it is a small matrix (slices x planes),
+and so are its adjoint, its regularised inverse and cubic up-sampling. All lengths here are in voxels of that grid,
+along that axis, and positions are voxel indices (the centre of the first plane is 0.0).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage, optimize, special
+from scipy.interpolate import BSpline
+
+from func.errors import BabyAIError
+
+PROFILES = ("box", "gaussian", "point")
+_FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """Where the slices of a scan lie in a volume.
+
+    Attributes:
+        axis: array axis the slices are stacked along (through-plane).
+        thickness: slice thickness, in voxels.
+        spacing: distance between the centres of neighbouring slices, in voxels; larger than the thickness by the gap.
+        first_center: voxel index of the first slice's centre.
+        count: number of slices.
+        profile: ``box`` (mean over the thickness), ``gaussian`` (FWHM = thickness) or ``point`` (a single plane).
+    """
+
+    axis: int
+    thickness: float
+    spacing: float
+    first_center: float
+    count: int
+    profile: str = "box"
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise BabyAIError(
+                f"The slice profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}."
+            )
+        if self.count < 1 or not (self.thickness > 0 and self.spacing > 0):
+            raise BabyAIError(
+                f"A stack of {self.count} slices, {self.thickness:g} voxels thick and {self.spacing:g} apart, cannot "
+                "be: check SliceThickness and SpacingBetweenSlices."
+            )
+
+    @classmethod
+    def fitting(
+        cls,
+        axis: int,
+        length: int,
+        thickness: float,
+        spacing: float | None = None,
+        first_center: float | None = None,
+        profile: str = "box",
+    ) -> SliceGeometry:
+        """As many slices as lie wholly inside ``length`` planes; the first begins at the volume's edge by default."""
+        spacing = thickness if spacing is None else spacing
+        if first_center is None:
+            first_center = (thickness - 1) / 2
+            if profile == "point":
+                first_center = math.floor(first_center)
+        count = math.floor((length - 0.5 - thickness / 2 - first_center) / spacing + 1e-6) + 1
+        if count < 1:
+            raise BabyAIError(
+                f"No slice of {thickness:g} voxels fits into {length} planes; use thinner slices."
+            )
+        return cls(axis, float(thickness), float(spacing), float(first_center), count, profile)
+
+    @classmethod
+    def from_sidecar(cls, sidecar: dict, image: nib.Nifti1Image) -> SliceGeometry | None:
+        """The geometry that the BIDS sidecar of an up-sampled scan states, or None where it does not state it all.
+
+        Raises:
+            BabyAIError: the stated values contradict each other or the image.
+        """
+        keys = ("SliceThickness", "SpacingBetweenSlices", "SliceEncodingDirection", "FirstSliceCenter")
+        if any(key not in sidecar for key in keys):
+            return None
+        direction = str(sidecar["SliceEncodingDirection"])
+        if direction.rstrip("-") not in ("i", "j", "k"):
+            raise BabyAIError(
+                f"SliceEncodingDirection is '{direction}' in the sidecar; it must be i, j or k."
+            )
+        axis = "ijk".index(direction[0])
+        try:
+            thickness, spacing, first = (float(sidecar[key]) for key in (keys[0], keys[1], keys[3]))
+        except (TypeError, ValueError):
+            raise BabyAIError(
+                "The sidecar's slice thickness, spacing or first centre is not a number."
+            ) from None
+        voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
+        length = image.shape[axis]
+        if not (0 < thickness <= voxel * length and 0 < spacing <= voxel * length and 0 <= first < length):
+            raise BabyAIError(
+                f"The sidecar states slices {thickness:g} mm thick, {spacing:g} mm apart, the first at voxel {first:g}, "
+                f"which does not fit {length} planes of {voxel:g} mm."
+            )
+        profile = str(sidecar.get("SliceProfile", "box"))
+        return cls.fitting(axis, length, thickness / voxel, spacing / voxel, first, profile)
+
+    def to_sidecar(self, voxel_size: float) -> dict:
+        """BIDS sidecar entries; ``voxel_size`` is the size of the grid's voxels along the axis, in mm."""
+        return {
+            "SliceThickness": round(self.thickness * voxel_size, 6),
+            "SpacingBetweenSlices": round(self.spacing * voxel_size, 6),
+            "SliceEncodingDirection": "ijk"[self.axis],
+            "FirstSliceCenter": round(self.first_center, 6),
+            "SliceProfile": self.profile,
+        }
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Voxel indices of the slice centres, shape (count,)."""
+        return self.first_center + self.spacing * np.arange(self.count)
+
+    def on_axis(self, axis: int, length: int | None = None) -> SliceGeometry:
+        """The same stack on another array axis; with ``length``, seen from that axis's far end (reversed)."""
+        first = self.first_center if length is None else length - 1 - self.centers[-1]
+        return replace(self, axis=axis, first_center=float(first))
+
+
+@lru_cache(maxsize=64)
+def slice_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
+    """The forward operator A along the axis: shape (count, length), float64, rows summing to 1."""
+    centers, planes = geometry.centers[:, None], np.arange(length)[None, :]
+    if geometry.profile == "box":
+        half = geometry.thickness / 2
+        weights = np.minimum(planes + 0.5, centers + half) - np.maximum(planes - 0.5, centers - half)
+    elif geometry.profile == "gaussian":
+        scale = _FWHM_PER_SIGMA / geometry.thickness / math.sqrt(2)
+        weights = special.erf((planes + 0.5 - centers) * scale) - special.erf(
+            (planes - 0.5 - centers) * scale
+        )
+    else:
+        weights = 1 - np.abs(planes - centers)
+    weights = np.maximum(weights, 0.0)
+    sums = weights.sum(axis=1, keepdims=True)
+    if (sums < 1e-9).any():
+        raise BabyAIError(f"Some slices lie outside the volume's {length} planes; check the slice geometry.")
+    return _frozen(weights / sums)
+
+
+@lru_cache(maxsize=64)
+def upsampling_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
+    """Cubic-spline interpolation from slices, at their true positions, to planes: shape (length, count), float64.
+
+    The spline has mirror boundaries, as in ITK and SciPy; beyond the outermost slice centres their values are kept.
+    """
+    positions = np.clip((np.arange(length) - geometry.first_center) / geometry.spacing, 0, geometry.count - 1)
+    order = 3 if geometry.count > 3 else min(1, geometry.count - 1)
+    columns = [
+        ndimage.map_coordinates(unit, positions[None], order=order, mode="mirror")
+        for unit in np.eye(geometry.count, dtype=np.float64)
+    ]
+    return _frozen(np.stack(columns, axis=1))
+
+
+@lru_cache(maxsize=64)
+def consistency_matrix(geometry: SliceGeometry, length: int, damping: float = 0.0) -> np.ndarray:
+    """A'(AA' + damping I)^-1, the least change of the planes that explains a residual of the slices: (length, count).
+
+    ``damping`` is in units of AA', whose diagonal is about 1 / thickness for a box profile: 0 where the slices are
+    free of noise, noise variance over the variance of the reconstruction's own error otherwise (Tikhonov).
+    """
+    forward = slice_matrix(geometry, length)
+    gram = forward @ forward.T
+    # Overlapping profiles make AA' nearly singular; this much keeps its inverse from amplifying rounding.
+    floor = 1e-3 * np.trace(gram) / len(gram)
+    return _frozen(
+        np.linalg.solve(
+            gram + max(damping, floor if _overlapping(geometry) else 0) * np.eye(len(gram)), forward
+        ).T
+    )
+
+
+def _overlapping(geometry: SliceGeometry) -> bool:
+    return geometry.profile == "gaussian" or geometry.thickness > geometry.spacing + 1e-6
+
+
+def _frozen(matrix: np.ndarray) -> np.ndarray:
+    matrix.flags.writeable = False
+    return matrix
+
+
+def along(matrix: np.ndarray, volume, axis: int):
+    """Product of a matrix (m, n) with a volume's axis of length n, for a NumPy array or a torch tensor.
+
+    Negative axes count from the end, so that leading batch and channel axes may be present. Keeps the volume's dtype.
+    """
+    if isinstance(volume, np.ndarray):
+        product = np.tensordot(matrix.astype(volume.dtype, copy=False), volume, axes=(1, axis))
+        return np.moveaxis(product, 0, axis)
+    import torch
+
+    operator = torch.tensor(matrix, dtype=volume.dtype, device=volume.device)
+    return torch.movedim(torch.tensordot(operator, volume, dims=([1], [axis])), 0, axis)
+
+
+def acquire(volume, geometry: SliceGeometry):
+    """The slices y = A x that a scan with this geometry measures of a volume."""
+    return along(slice_matrix(geometry, volume.shape[geometry.axis]), volume, geometry.axis)
+
+
+def adjoint(slices, geometry: SliceGeometry, length: int):
+    """A' y: the slices spread back over ``length`` planes, so that <Ax, y> = <x, A'y>."""
+    return along(slice_matrix(geometry, length).T, slices, geometry.axis)
+
+
+def upsample(slices, geometry: SliceGeometry, length: int):
+    """Cubic-spline up-sampling of the slices to ``length`` planes, each slice at its true position."""
+    return along(upsampling_matrix(geometry, length), slices, geometry.axis)
+
+
+def measured_slices(upsampled, geometry: SliceGeometry):
+    """The slices that a cubic up-sampled volume was made from: the left inverse of :func:`upsample`."""
+    length = upsampled.shape[geometry.axis]
+    return along(np.linalg.pinv(upsampling_matrix(geometry, length)), upsampled, geometry.axis)
+
+
+def make_consistent(volume, slices, geometry: SliceGeometry, damping: float = 0.0):
+    """The volume nearest to ``volume`` that agrees with the measured slices: x + A'(AA' + damping I)^-1 (y - A x)."""
+    length = volume.shape[geometry.axis]
+    correction = consistency_matrix(geometry, length, damping)
+    return volume + along(correction, slices - acquire(volume, geometry), geometry.axis)
+
+
+def recover_geometry(volume: np.ndarray, tolerance: float = 2e-3) -> SliceGeometry | None:
+    """The axis, spacing and offset of the slices that a volume was cubic-spline up-sampled from.
+
+    Up-sampling from slices ``spacing`` apart leaves cubic polynomials between their centres, so that only the right
+    axis, spacing and offset reproduce the volume. The thickness cannot be seen and is taken to equal the spacing.
+
+    Args:
+        volume: shape (I, J, K), in any intensity unit.
+        tolerance: largest root-mean-square misfit, relative to the volume's own along that axis.
+
+    Returns:
+        The geometry, or None where no axis fits: an isotropic scan, a stack rotated before it was up-sampled, another
+        kind of interpolation.
+    """
+    best: tuple[float, SliceGeometry] | None = None
+    for axis in range(3):
+        found = _inner_columns(volume, axis)
+        if found is None:
+            continue
+        columns, start = found
+        spacing, center, misfit = _search_knots(columns)
+        if misfit < tolerance and (best is None or misfit < best[0]):
+            best = misfit, _best_extent(volume, axis, spacing, center + start)
+    return best[1] if best else None
+
+
+def _inner_columns(volume: np.ndarray, axis: int, count: int = 192) -> tuple[np.ndarray, int] | None:
+    """Pieces of columns along the axis that hold no air, and the index of their first plane.
+
+    Where there is air, up-sampling may have been clipped at zero, which no spline reproduces. All pieces have the same
+    extent, the longest that ``count`` columns reach around the volume's middle: shape (extent, <= count).
+    """
+    columns = np.moveaxis(volume, axis, 0).reshape(volume.shape[axis], -1)
+    inside = columns > 0
+    middle = int(np.average(np.arange(len(inside)), weights=inside.sum(axis=1) + 1e-9))
+    columns, inside = columns[:, inside[middle]], inside[:, inside[middle]]
+    above = np.argmin(np.vstack([inside[middle:], np.zeros((1, inside.shape[1]), bool)]), axis=0)
+    below = np.argmin(np.vstack([inside[middle::-1], np.zeros((1, inside.shape[1]), bool)]), axis=0)
+    reach = np.minimum(above, below)
+    deepest = np.argsort(reach, kind="stable")[-4 * count :: 4]
+    if len(deepest) < 16 or (extent := int(reach[deepest].min())) < 8:
+        return None
+    start, stop = middle - extent + 1, middle + extent
+    return columns[start:stop, deepest].astype(np.float64), start
+
+
+def _spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
+    """Relative misfit of the least-squares cubic splines with knots at center + spacing * Z to the columns."""
+    length = len(columns)
+    first = center - spacing * (math.ceil(center / spacing) + 4)
+    knots = np.arange(first, length - 1 + 5 * spacing, spacing)
+    basis = BSpline.design_matrix(np.arange(length, dtype=float), knots, 3).toarray()
+    orthonormal = np.linalg.svd(basis, full_matrices=False)
+    frame = orthonormal.U[:, orthonormal.S > 1e-9 * orthonormal.S[0]]
+    residual = columns - frame @ (frame.T @ columns)
+    # Against what a constant leaves, so that bright flat columns do not make every spacing fit.
+    return float(np.linalg.norm(residual) / np.linalg.norm(columns - columns.mean(axis=0)))
+
+
+def _search_knots(columns: np.ndarray) -> tuple[float, float, float]:
+    """Spacing of the knots, one centre, and the misfit; found in a short window, where a wrong spacing cannot drift."""
+    window = min(32, len(columns))
+    start = (len(columns) - window) // 2
+    short = columns[start : start + window]
+    # The splines of a finer spacing contain those of its multiples, so the coarsest that fits is the true one.
+    for spacing in np.arange(8.0, 1.45, -0.25):
+        offsets = np.arange(8) * spacing / 8
+        misfits = [_spline_misfit(short, spacing, offset) for offset in offsets]
+        if min(misfits) > 0.25:
+            continue
+        found = spacing, offsets[int(np.argmin(misfits))] + start
+        for span in sorted({min(span, len(columns)) for span in (32, 64, 128, 256)}):
+            low = (len(columns) - span) // 2
+            *found, misfit = _refine(columns[low : low + span], found[0], found[1] - low)
+            found[1] += low
+            if misfit > 0.02:
+                break
+        else:
+            return float(found[0]), float(found[1]), misfit
+    return 1.0, 0.0, np.inf
+
+
+def _refine(columns: np.ndarray, spacing: float, center: float) -> tuple[float, float, float]:
+    """Nelder-Mead on spacing and the knot nearest the middle, which hardly depend on each other."""
+    start, middle = spacing, center + spacing * round((len(columns) / 2 - center) / spacing)
+
+    def misfit(parameters: np.ndarray) -> float:
+        spacing, middle = parameters
+        return _spline_misfit(columns, spacing, middle % spacing) if abs(spacing - start) < 0.2 else np.inf
+
+    span = 0.3 * spacing / max(len(columns) / spacing, 4)
+    simplex = np.array([[spacing, middle], [spacing + span, middle], [spacing, middle + 0.1 * spacing]])
+    found = optimize.minimize(
+        misfit,
+        simplex[0],
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-9},
+    )
+    return float(found.x[0]), float(found.x[1]), float(found.fun)
+
+
+def _best_extent(volume: np.ndarray, axis: int, spacing: float, center: float) -> SliceGeometry:
+    """Which knots were slices: the first and last that reproduce the volume's ends best."""
+    spacing, center = round(spacing, 3), round(center, 3)
+    length = volume.shape[axis]
+    columns = np.moveaxis(volume, axis, 0).reshape(length, -1)
+    columns = columns[:, :: max(1, columns.shape[1] // 4096)].astype(np.float64)
+    first_possible = round(center - spacing * math.floor((center + 0.5) / spacing), 3)
+    possible = math.floor((length - 0.5 - first_possible) / spacing) + 1
+    scale = np.linalg.norm(columns)
+    fits = []
+    for skipped in (0, 1):
+        for dropped in (0, 1):
+            if possible - skipped - dropped < 4:
+                continue
+            first = round(first_possible + skipped * spacing, 3)
+            geometry = SliceGeometry(axis, spacing, spacing, first, possible - skipped - dropped)
+            residual = columns - upsample(
+                along(np.linalg.pinv(upsampling_matrix(geometry, length)), columns, 0),
+                replace(geometry, axis=0),
+                length,
+            )
+            outside = max(0.0, spacing / 2 - 0.5 - first) + max(
+                0.0, geometry.centers[-1] + spacing / 2 - length + 0.5
+            )
+            # Ends of air fit any extent: then prefer slices that lie inside the volume, and then more of them.
+            misfit = round(float(np.linalg.norm(residual) / scale), 3)
+            fits.append((misfit, round(outside, 3), skipped + dropped, geometry))
+    return min(fits, key=lambda fit: fit[:3])[3]
