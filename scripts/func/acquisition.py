@@ -45,9 +45,7 @@ class SliceGeometry:
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
-            raise BabyAIError(
-                f"The slice profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}."
-            )
+            raise BabyAIError(f"The slice profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}.")
         if self.count < 1 or not (self.thickness > 0 and self.spacing > 0):
             raise BabyAIError(
                 f"A stack of {self.count} slices, {self.thickness:g} voxels thick and {self.spacing:g} apart, cannot "
@@ -72,9 +70,7 @@ class SliceGeometry:
                 first_center = math.floor(first_center)
         count = math.floor((length - 0.5 - thickness / 2 - first_center) / spacing + 1e-6) + 1
         if count < 1:
-            raise BabyAIError(
-                f"No slice of {thickness:g} voxels fits into {length} planes; use thinner slices."
-            )
+            raise BabyAIError(f"No slice of {thickness:g} voxels fits into {length} planes; use thinner slices.")
         return cls(axis, float(thickness), float(spacing), float(first_center), count, profile)
 
     @classmethod
@@ -89,16 +85,12 @@ class SliceGeometry:
             return None
         direction = str(sidecar["SliceEncodingDirection"])
         if direction.rstrip("-") not in ("i", "j", "k"):
-            raise BabyAIError(
-                f"SliceEncodingDirection is '{direction}' in the sidecar; it must be i, j or k."
-            )
+            raise BabyAIError(f"SliceEncodingDirection is '{direction}' in the sidecar; it must be i, j or k.")
         axis = "ijk".index(direction[0])
         try:
             thickness, spacing, first = (float(sidecar[key]) for key in (keys[0], keys[1], keys[3]))
         except (TypeError, ValueError):
-            raise BabyAIError(
-                "The sidecar's slice thickness, spacing or first centre is not a number."
-            ) from None
+            raise BabyAIError("The sidecar's slice thickness, spacing or first centre is not a number.") from None
         voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
         length = image.shape[axis]
         if not (0 < thickness <= voxel * length and 0 < spacing <= voxel * length and 0 <= first < length):
@@ -139,9 +131,7 @@ def slice_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
         weights = np.minimum(planes + 0.5, centers + half) - np.maximum(planes - 0.5, centers - half)
     elif geometry.profile == "gaussian":
         scale = _FWHM_PER_SIGMA / geometry.thickness / math.sqrt(2)
-        weights = special.erf((planes + 0.5 - centers) * scale) - special.erf(
-            (planes - 0.5 - centers) * scale
-        )
+        weights = special.erf((planes + 0.5 - centers) * scale) - special.erf((planes - 0.5 - centers) * scale)
     else:
         weights = 1 - np.abs(planes - centers)
     weights = np.maximum(weights, 0.0)
@@ -178,9 +168,7 @@ def consistency_matrix(geometry: SliceGeometry, length: int, damping: float = 0.
     # Overlapping profiles make AA' nearly singular; this much keeps its inverse from amplifying rounding.
     floor = 1e-3 * np.trace(gram) / len(gram)
     return _frozen(
-        np.linalg.solve(
-            gram + max(damping, floor if _overlapping(geometry) else 0) * np.eye(len(gram)), forward
-        ).T
+        np.linalg.solve(gram + max(damping, floor if _overlapping(geometry) else 0) * np.eye(len(gram)), forward).T
     )
 
 
@@ -357,9 +345,7 @@ def _best_extent(volume: np.ndarray, axis: int, spacing: float, center: float) -
                 replace(geometry, axis=0),
                 length,
             )
-            outside = max(0.0, spacing / 2 - 0.5 - first) + max(
-                0.0, geometry.centers[-1] + spacing / 2 - length + 0.5
-            )
+            outside = max(0.0, spacing / 2 - 0.5 - first) + max(0.0, geometry.centers[-1] + spacing / 2 - length + 0.5)
             # Ends of air fit any extent: then prefer slices that lie inside the volume, and then more of them.
             misfit = round(float(np.linalg.norm(residual) / scale), 3)
             fits.append((misfit, round(outside, 3), skipped + dropped, geometry))
