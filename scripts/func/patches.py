@@ -1,0 +1,144 @@
+"""Cut a volume into overlapping patches, run a network on each, and blend the outputs back into one volume."""
+
+import contextlib
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class AxisTiling:
+    """How windows of one length cover one axis: zeros added on its two sides, where windows start, and their taper.
+
+    `taper` is the weight of an output by its place in the window, shape (patch,), between 0 and 1.
+    """
+
+    before: int
+    after: int
+    starts: tuple[int, ...]
+    taper: torch.Tensor
+
+    def coverage(self, length):
+        """The sum of the tapers over each of the `length` voxels of the padded axis."""
+        total = torch.zeros(length)
+        for start in self.starts:
+            total[start : start + len(self.taper)] += self.taper
+        return total
+
+
+def tile_axis(length, patch, stride, weighting="equal"):
+    """Cover an axis of `length` voxels with windows of `patch` voxels, `stride` apart.
+
+    "equal", the published way, pads both sides with zeros until the windows fit, and weighs every voxel of a window
+    the same. "smooth" pads only up to one window, moves the last window inwards instead, and lets a window's weight
+    fall to zero at its borders (a squared sine), so that no seam shows.
+    """
+    if weighting == "equal":
+        padded = patch + max(0, math.ceil((length - patch) / stride)) * stride
+        starts = range(0, padded - patch + 1, stride)
+        taper = torch.ones(patch)
+    elif weighting == "smooth":
+        padded = max(length, patch)
+        starts = [*range(0, padded - patch, stride), padded - patch]
+        taper = torch.sin(math.pi * (torch.arange(patch, dtype=torch.float32) + 0.5) / patch) ** 2
+    else:
+        raise ValueError(f"weighting is 'equal' or 'smooth', not {weighting!r}")
+    before = (padded - length) // 2
+    return AxisTiling(before, padded - length - before, tuple(starts), taper)
+
+
+def count_patches(shape, patch=(32, 32, 32), stride=(16, 16, 16), weighting="equal"):
+    """The number of windows that `run_patches` lays over a volume of `shape`, empty ones included."""
+    axes = zip(shape, patch, stride, strict=True)
+    return math.prod(len(tile_axis(*axis, weighting).starts) for axis in axes)
+
+
+def run_patches(
+    network,
+    inputs,
+    patch=(32, 32, 32),
+    stride=(16, 16, 16),
+    batch_size=8,
+    weighting="equal",
+    precision="float32",
+    device="cpu",
+    progress=None,
+):
+    """Run `network` on every window of `inputs` (C, X, Y, Z) and blend its outputs into one volume (X, Y, Z).
+
+    The network takes (B, C, *patch), gives (B, 1, *patch), and is already on `device`; the result comes back on the
+    CPU, float32, cropped to the size of the inputs. Windows and `weighting` are those of `tile_axis`.
+
+    A window whose inputs are all zero is computed once and its output reused. Outputs are added up in the order of
+    the windows, so that the same call gives the same bits. `progress` is called with the number of windows just done,
+    `count_patches(...)` in all.
+    """
+    axes = [tile_axis(*axis, weighting) for axis in zip(inputs.shape[1:], patch, stride, strict=True)]
+    margins = [(axis.before, axis.after) for axis in axes]
+    volume = F.pad(inputs.to(device, torch.float32), [margin for pair in reversed(margins) for margin in pair])
+    corners = list(itertools.product(*(axis.starts for axis in axes)))
+    windows = [tuple(slice(at, at + n) for at, n in zip(corner, patch, strict=True)) for corner in corners]
+    taper = _outer(axis.taper for axis in axes).to(device)
+    coverage = _outer(axis.coverage(n) for axis, n in zip(axes, volume.shape[1:], strict=True)).to(device)
+    total = torch.zeros_like(coverage)
+    done = progress or (lambda count: None)
+
+    with torch.inference_mode(), computing(device, precision):
+        occupied = [bool(volume[:, *window].any()) for window in windows]
+        empty = list(itertools.compress(windows, (not some for some in occupied)))
+        if empty:
+            background = network(volume.new_zeros(1, len(volume), *patch))[0, 0].float() * taper
+            for window in empty:
+                total[window] += background
+            done(len(empty))
+        filled = list(itertools.compress(windows, occupied))
+        for first in range(0, len(filled), batch_size):
+            batch = filled[first : first + batch_size]
+            outputs = network(torch.stack([volume[:, *window] for window in batch])).float()
+            for window, output in zip(batch, outputs, strict=True):
+                total[window] += output[0] * taper
+            done(len(batch))
+    crop = tuple(slice(axis.before, n - axis.after) for axis, n in zip(axes, total.shape, strict=True))
+    return (total / coverage)[crop].cpu()
+
+
+@contextlib.contextmanager
+def computing(device, precision="float32"):
+    """Compute in "float32" (IEEE, on GPUs too), in "bfloat16", or in whichever "auto" finds right for the device."""
+    device = torch.device(device)
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    if precision == "bfloat16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    elif precision == "float32":
+        tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+    else:
+        raise ValueError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
+
+
+def has_fast_bfloat16(device="cpu"):
+    """Whether the device computes in bfloat16 natively; where it only emulates it, bfloat16 is slower than float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else ()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _outer(vectors):
+    """The outer product of three vectors, shape (X, Y, Z)."""
+    x, y, z = vectors
+    return x[:, None, None] * y[:, None] * z
