@@ -1,0 +1,30 @@
+"""Fixtures for every test: small phantom heads, and real infants where the machine has them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from func.phantom import Phantom, infant_brain
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def small_head() -> Phantom:
+    """A miniature newborn's brain on 48 x 48 x 48 voxels of 1 mm."""
+    return infant_brain((48, 48, 48), age_months=0, seed=1)
+
+
+@pytest.fixture(scope="session")
+def head() -> Phantom:
+    """A six-month-old's brain at its full size, on the atlas grid."""
+    return infant_brain(age_months=6, seed=0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real infants; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("BABYAI_TEST_DATA", REPO_ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder} (set BABYAI_TEST_DATA to its folder)")
+    return folder
