@@ -300,7 +300,7 @@ def find_scans(data_dir: str | Path) -> list[Path]:
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise BabyAIError(f"The data folder {data_dir} does not exist; check --data-dir.")
-    found, visited = [], set()
+    found, visited = [], {os.path.realpath(data_dir)}
     for folder, subfolders, files in os.walk(data_dir, followlinks=True):
         subfolders[:] = [
             name
@@ -358,42 +358,55 @@ def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]:
         raise BabyAIError(
             f"No scans were found below {data_dir}; it needs pairs named like sub-01_T1w.nii.gz and sub-01_T2w.nii.gz."
         )
-    t1s = [scan for scan in scans if scan[1]["suffix"] == "T1w"]
-    t2s = [scan for scan in scans if scan[1]["suffix"] == "T2w"]
-    pairs, errors, taken, results = [], [], set(), {}
-    for t2, entities in t2s:
-        fitting = [(t1, _agreement(entities, other)) for t1, other in t1s]
-        fitting = [(t1, agreement) for t1, agreement in fitting if agreement]
-        taken.update(t1 for t1, _ in fitting)
-        best = [t1 for t1, agreement in fitting if agreement == max(agreement for _, agreement in fitting)]
-        pair = Pair(entities["sub"], best[0] if best else t2, t2, stem_of(t2), t2.parent.relative_to(data_dir))
-        result = result_path(pair, data_dir)
-        if not best:
-            errors.append(BabyAIError(f"{t2} has no T1w beside it; add sub-{entities['sub']}_T1w.nii.gz."))
-        elif len(best) > 1:
-            names = ", ".join(t1.name for t1 in best)
-            errors.append(BabyAIError(f"{t2} has {len(best)} T1w candidates ({names}); keep one below {data_dir}."))
-        elif result in results:
-            errors.append(BabyAIError(f"{t2} and {results[result].name} would give the same result; keep one of them."))
-        else:
-            results[result] = t2
-            pairs.append(pair)
-    for t1, entities in t1s:
-        if t1 not in taken:
-            errors.append(BabyAIError(f"{t1} has no T2w beside it; add sub-{entities['sub']}_T2w.nii.gz."))
+    t1s, t2s = (_by_subject(scans, suffix) for suffix in ("T1w", "T2w"))
+    pairs, errors, sources = [], [], {}
+    for subject, candidates in t2s.items():
+        for t2, entities in candidates:
+            try:
+                t1 = _matching_t1(t2, entities, t1s.get(subject, []))
+                pair = Pair(subject, t1, t2, stem_of(t2), t2.parent.relative_to(data_dir))
+                other = sources.setdefault(result_path(pair, data_dir), t2)
+                if other != t2:
+                    raise BabyAIError(f"{t2} and {other} would give the same result; keep one of them.")
+                pairs.append(pair)
+            except BabyAIError as error:
+                errors.append(error)
+    for subject, candidates in t1s.items():
+        for t1, entities in candidates:
+            if not any(_agreement(entities, other, ("sub", "ses")) for _, other in t2s.get(subject, [])):
+                errors.append(BabyAIError(f"{t1} has no T2w; add one named like sub-{subject}_T2w.nii.gz."))
     return pairs, errors
 
 
-def _agreement(entities: dict[str, str], other: dict[str, str]) -> int:
-    """How many of sub, ses and run two scans share; 0 where one contradicts."""
-    shared = 0
-    for key in ("sub", "ses", "run"):
-        if key in entities and key in other:
-            # BIDS counts runs, with or without leading zeros.
-            if entities[key].lstrip("0" * (key == "run")) != other[key].lstrip("0" * (key == "run")):
-                return 0
-            shared += 1
-    return shared
+def _by_subject(scans: list[tuple[Path, dict]], suffix: str) -> dict[str, list[tuple[Path, dict]]]:
+    grouped: dict[str, list[tuple[Path, dict]]] = {}
+    for path, entities in scans:
+        if entities["suffix"] == suffix:
+            grouped.setdefault(entities["sub"], []).append((path, entities))
+    return grouped
+
+
+def _matching_t1(t2: Path, entities: dict[str, str], candidates: list[tuple[Path, dict]]) -> Path:
+    """The T1w that agrees with a T2w in most entities and contradicts it in none."""
+    agreements = {t1: _agreement(entities, other) for t1, other in candidates}
+    best = [t1 for t1, shared in agreements.items() if shared and shared == max(agreements.values())]
+    if not best:
+        raise BabyAIError(f"{t2} has no T1w; add one named like sub-{entities['sub']}_T1w.nii.gz.")
+    if len(best) > 1:
+        names = " and ".join(str(t1) for t1 in best)
+        raise BabyAIError(f"{t2} has {len(best)} T1w candidates, {names}; keep one of them.")
+    return best[0]
+
+
+def _agreement(entities: dict[str, str], other: dict[str, str], keys: tuple[str, ...] = ("sub", "ses", "run")) -> int:
+    """How many of the entities two scans share; 0 where one contradicts."""
+    shared = [key for key in keys if key in entities and key in other]
+    # BIDS counts runs, with or without leading zeros.
+    same = all(
+        entities[key] == other[key] or (key == "run" and entities[key].lstrip("0") == other[key].lstrip("0"))
+        for key in shared
+    )
+    return len(shared) if same else 0
 
 
 def result_path(source: Pair | str | Path, output_dir: str | Path) -> Path:
