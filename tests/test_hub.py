@@ -117,7 +117,7 @@ def test_a_missing_file_is_told(server, client):
 
 def test_a_missing_repository_is_told(server, client):
     server.repo = "some/other"
-    assert "does not exist or is not open" in client(server.endpoint)
+    assert "is missing or not open" in client(server.endpoint)
 
 
 @pytest.mark.parametrize("status", [403, 500, 503])

@@ -23,10 +23,10 @@ DEMO_T1_FILE = "demo_t1w_input.nii.gz"
 DEMO_T2_FILE = "demo_t2w_input.nii.gz"
 
 _REMEDIES = {
-    WEIGHTS_FILE: "use --weights bundled, or download it elsewhere and give its path to --weights",
-    ATLAS_FILE: "download it elsewhere and give its path to --atlas",
+    WEIGHTS_FILE: "use --weights bundled, or give --weights the path of a copy",
+    ATLAS_FILE: "give --atlas the path of a copy",
 }
-_OTHER_REMEDY = "download it elsewhere, or go on without it"
+_OTHER_REMEDY = "go on without it"
 
 
 def find_weights(choice: str | Path) -> Path:
@@ -73,7 +73,7 @@ def _downloaded(filename: str) -> Path:
         get_hf_file_metadata(hf_hub_url(HUB_REPO, filename))
         return Path(hf_hub_download(HUB_REPO, filename))
     except Exception as error:
-        raise BabyAIError(f"{filename} {_reason(error)}; {_remedy(filename)}.") from error
+        raise BabyAIError(f"{filename} {_reason(error)}, or {_remedy(filename)}.") from error
 
 
 def _reason(error: Exception) -> str:
@@ -83,9 +83,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return f"is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to download it: unset it"
     if isinstance(error, RemoteEntryNotFoundError):
-        return f"is not among the files of {_origin()}"
+        return f"is not among the files of {_origin()}: check HF_ENDPOINT"
     if isinstance(error, RepositoryNotFoundError):
-        return f"cannot be downloaded, since {_origin()} does not exist or is not open to you"
+        return (
+            f"cannot be downloaded, since {_origin()} is missing or not open to you: log in with `hf auth login`"
+        )
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return f"does not fit on the disk of {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another folder"
