@@ -505,7 +505,22 @@ def save_json(path: str | Path, content: dict) -> None:
         BabyAIError: the file could not be written.
     """
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_json(temporary, content)
+
+
+def save_result(path: str | Path, image: nib.Nifti1Image, sidecar: dict) -> None:
+    """Write a volume and its JSON sidecar, the volume last: where it is there, both are there and whole.
+
+    Raises:
+        BabyAIError: one of them could not be written.
+    """
+    with atomic(path) as volume_file, atomic(sidecar_path(path)) as json_file:
+        nib.save(image, volume_file)
+        _write_json(json_file, sidecar)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_sidecar(path: str | Path) -> dict:

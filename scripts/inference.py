@@ -1,0 +1,456 @@
+"""Reconstruct isotropic T2w scans of infants from thick-slice T2w and isotropic T1w scans.
+
+A folder of pairs on the atlas grid (or, with the bundled weights, any grid of 1 mm voxels):
+
+    python scripts/inference.py --data-dir DATA --output-dir RESULTS
+
+or one raw pair, whatever its orientation, voxel size and slice thickness:
+
+    python scripts/inference.py --t1 sub-01_T1w.nii.gz --t2 sub-01_T2w.nii.gz --output sub-01_desc-isotropic_T2w.nii.gz
+
+Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import nibabel as nib
+from tqdm import tqdm
+
+from func.errors import BabyAIError
+from func.hub import find_weights
+from func.volumes import (
+    Pair,
+    check_atlas_grid,
+    check_isotropic,
+    check_same_grid,
+    find_pairs,
+    read_sidecar,
+    read_volume,
+    result_path,
+    save_result,
+)
+
+# Edit these, or override them on the command line.
+REPO_ROOT = Path(__file__).resolve().parents[1]
+DATA_DIR = REPO_ROOT / "data"  # holds sub-*_T1w.nii.gz and sub-*_T2w.nii.gz, in subfolders or not
+OUTPUT_DIR = REPO_ROOT / "results"
+WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hugging Face Hub), or a file
+DEVICE = "auto"  # auto, cpu, cuda or mps
+PRECISION = "auto"  # auto, float32 or bfloat16
+OVERWRITE = False
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler or a shutdown asks the process to end."""
+
+
+@dataclass
+class Tally:
+    """What became of the scans, for the summary and the exit code."""
+
+    done: int = 0
+    kept: int = 0
+    failed: int = 0
+
+    def finish(self, name: str, result: Path) -> None:
+        """Record a result and tell where it is."""
+        self.done += 1
+        tqdm.write(f"{name} -> {result}")
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Record a failure and tell it in one sentence; what is nobody's mistake but ours also shows where it arose."""
+        self.failed += 1
+        if isinstance(error, BabyAIError):
+            sentence = str(error)
+        elif "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+            sentence = f"{name} needs more memory than there is; use --device cpu, or a machine with more."
+        else:
+            tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
+            sentence = f"{name} met an error in BABY-AI itself ({type(error).__name__}); please report the lines above."
+        tqdm.write(f"FAILED {sentence}", file=sys.stderr)
+
+    def __str__(self) -> str:
+        return f"{self.done} reconstructed, {self.kept} already there, {self.failed} failed"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Reconstruct what the arguments ask for; returns the exit code."""
+    arguments = parse_arguments(argv)
+    tally = Tally()
+    try:
+        with sigterm_raised():
+            run = reconstruct_raw_pair if arguments.t1 else reconstruct_folder
+            run(arguments, tally)
+    except BabyAIError as error:
+        print(f"inference.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        cause = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+        print(f"Stopped by {cause}: {tally}; run again to do the rest.", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    print(f"Summary: {tally}.")
+    return 1 if tally.failed else 0
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
+    description, _, epilog = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    folder = parser.add_argument_group("a folder of pairs on one grid")
+    folder.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with the scans (default: %(default)s)")
+    folder.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
+    folder.add_argument(
+        "--shard",
+        type=parse_shard,
+        metavar="I/N",
+        default=slurm_shard(os.environ),
+        help="do only the I-th of N equal parts of the folder, I from 1 to N; in a Slurm job array the part is taken "
+        "from SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT unless this is given (--shard 1/1 does everything)",
+    )
+    raw = parser.add_argument_group("one raw pair")
+    raw.add_argument("--t1", type=Path, help="isotropic T1w scan")
+    raw.add_argument("--t2", type=Path, help="thick-slice T2w scan, with its JSON sidecar beside it if there is one")
+    raw.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
+    raw.add_argument(
+        "--space",
+        choices=("1mm", "t1"),
+        default="1mm",
+        help="grid of the result: the T1w's frame at 1 mm, or the T1w's own grid (default: %(default)s)",
+    )
+    raw.add_argument("--thickness", type=positive, metavar="MM", help="slice thickness (default: sidecar, then header)")
+    raw.add_argument("--spacing", type=positive, metavar="MM", help="distance of slice centres (default: header)")
+    raw.add_argument(
+        "--profile", choices=("box", "gaussian", "point"), help="slice profile (default: sidecar, then box)"
+    )
+    raw.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
+    parser.add_argument(
+        "--weights",
+        default=WEIGHTS,
+        help="bundled, babyai (the published weights, from the Hugging Face Hub) or a file (default: %(default)s)",
+    )
+    parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=OVERWRITE,
+        help="replace results that are already there (default: keep them)",
+    )
+    arguments = parser.parse_args(argv)
+    check_arguments(parser, arguments)
+    return arguments
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Exit with code 2 and one sentence where the arguments contradict each other."""
+    raw = [arguments.t1, arguments.t2, arguments.output]
+    if any(raw) and not all(raw):
+        parser.error("a raw pair needs all three of --t1, --t2 and --output")
+    overrides = (arguments.thickness, arguments.spacing, arguments.profile, arguments.residual_map)
+    if not any(raw) and any(overrides):
+        parser.error("--thickness, --spacing, --profile and --residual-map are for a raw pair (--t1, --t2, --output)")
+    for path in (arguments.output, arguments.residual_map):
+        if path is None:
+            continue
+        if not path.name.endswith((".nii", ".nii.gz")):
+            parser.error(f"{path} must end in .nii.gz or .nii")
+        if path.resolve() in (arguments.t1.resolve(), arguments.t2.resolve()):
+            parser.error(f"{path} is an input, and would be overwritten; choose another name")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``2/5`` -> (1, 5): the part's index from 0, and the number of parts."""
+    part, _, count = text.partition("/")
+    if not (part.isdigit() and count.isdigit() and 1 <= int(part) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part like 1/4")
+    return int(part) - 1, int(count)
+
+
+def slurm_shard(environment: dict[str, str]) -> tuple[int, int]:
+    """The part of the folder that a task of a Slurm job array takes; all of it outside of one."""
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return 0, 1
+    first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{key}", 1)) for key in ("MIN", "STEP"))
+    count = int(environment.get("SLURM_ARRAY_TASK_COUNT", 1))
+    return (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step % count, count
+
+
+def positive(text: str) -> float:
+    """A length in mm."""
+    length = float(text)
+    if not 0 < length < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
+    return length
+
+
+def reconstruct_folder(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Reconstruct every pair of a folder; a scan that fails is told and costs no other its result.
+
+    Raises:
+        BabyAIError: nothing could be started at all.
+    """
+    pairs, errors = find_pairs(arguments.data_dir)
+    part, count = arguments.shard
+    pairs, errors = pairs[part::count], errors[part::count]
+    for error in errors:
+        tally.fail("", error)
+    results = {pair: result_path(pair, arguments.output_dir) for pair in pairs}
+    todo = [pair for pair in pairs if arguments.overwrite or not results[pair].exists()]
+    tally.kept = len(pairs) - len(todo)
+    if not todo:
+        return
+    check_writable(arguments.output_dir)
+
+    from func.reconstruction import reconstruct
+
+    weights = load(arguments)
+    with (
+        Writer(tally) as writer,
+        tqdm(total=len(todo), desc="Scans", unit="scan", disable=None) as scans,
+    ):
+        for pair, reading in read_ahead(todo, read_case):
+            try:
+                case = reading.result()
+                check_case(case, weights.recipe)
+                with volume_bar(pair.name) as progress:
+                    result = reconstruct(
+                        case.t1,
+                        case.t2,
+                        weights,
+                        geometry=stated_geometry(case),
+                        device=arguments.device,
+                        precision=arguments.precision,
+                        progress=progress,
+                    )
+                sources = [path.relative_to(arguments.data_dir) for path in (pair.t2, pair.t1)]
+                writer.submit(
+                    pair.name, results[pair], result.image, described(sources, weights, arguments, case, result.report)
+                )
+            except Exception as error:
+                tally.fail(pair.name, error)
+            scans.update()
+
+
+def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Reconstruct one raw pair in the T1w's frame.
+
+    Raises:
+        BabyAIError: nothing could be started at all.
+    """
+    if arguments.output.exists() and not arguments.overwrite:
+        tally.kept = 1
+        return
+    check_writable(arguments.output.parent)
+
+    from func.reconstruction import reconstruct_raw
+
+    weights = load(arguments)
+    try:
+        case = read_case(arguments)
+        with volume_bar(arguments.output.name) as progress:
+            result = reconstruct_raw(
+                case.t1,
+                case.t2,
+                weights,
+                case.sidecar | overridden(arguments),
+                space=arguments.space,
+                device=arguments.device,
+                precision=arguments.precision,
+                progress=progress,
+            )
+        sources = [arguments.t2, arguments.t1]
+        save_result(arguments.output, result.image, described(sources, weights, arguments, case, result.report))
+        if arguments.residual_map:
+            save_result(
+                arguments.residual_map, result.residual, {"Description": "Measured slices minus those of the result"}
+            )
+        tally.finish(arguments.t2.name, arguments.output)
+    except Exception as error:
+        tally.fail(arguments.t2.name, error)
+
+
+def overridden(arguments: argparse.Namespace) -> dict:
+    """Sidecar entries that the command line states."""
+    stated = {
+        "SliceThickness": arguments.thickness,
+        "SpacingBetweenSlices": arguments.spacing,
+        "SliceProfile": arguments.profile,
+    }
+    return {key: value for key, value in stated.items() if value is not None}
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that no result could be written to, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BabyAIError(f"The output folder {folder} is not writable ({error.strerror}); choose another.") from error
+
+
+def load(arguments: argparse.Namespace):
+    """The weights, on the CPU; torch is imported here, so that a wrong call is told without waiting for it."""
+    from func.network import load_weights
+
+    return load_weights(find_weights(arguments.weights))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair as read from disk; ``seconds`` is what reading took."""
+
+    t1: nib.Nifti1Image
+    t2: nib.Nifti1Image
+    sidecar: dict
+    seconds: float
+
+
+def read_case(paths: Pair | argparse.Namespace) -> Case:
+    """Read the two scans of a pair (its ``t1`` and ``t2``) and the T2w's sidecar."""
+    started = time.perf_counter()
+    t1, t2, sidecar = read_volume(paths.t1), read_volume(paths.t2), read_sidecar(paths.t2)
+    return Case(t1, t2, sidecar, time.perf_counter() - started)
+
+
+def check_case(case: Case, recipe: str) -> None:
+    """Refuse grids that the recipe cannot work on."""
+    for image in (case.t2, case.t1):
+        if recipe == "babyai":
+            check_atlas_grid(image)
+        else:
+            check_isotropic(image)
+    check_same_grid(case.t1, case.t2)
+
+
+def stated_geometry(case: Case):
+    """The slice geometry that the T2w's sidecar states, or None."""
+    from func.acquisition import SliceGeometry
+
+    return SliceGeometry.from_sidecar(case.sidecar, case.t2)
+
+
+def described(sources: list[Path], weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:
+    """The JSON sidecar of a result: all that is needed to tell how it was made, and to make it again."""
+    return {
+        "Description": "Isotropic T2w scan reconstructed by BABY-AI",
+        "Sources": [source.as_posix() for source in sources],
+        "Weights": {"Name": str(arguments.weights), "Recipe": weights.recipe, "SHA256": weights.sha256},
+        "Settings": {"Device": arguments.device, "Precision": arguments.precision},
+        "Versions": versions(),
+        "ReadingSeconds": round(case.seconds, 3),
+        **report,
+    }
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of this repository, where git knows it, of Python and of the libraries that compute."""
+    describe = ["git", "-C", str(REPO_ROOT), "describe", "--always", "--dirty", "--tags"]
+    try:
+        own = subprocess.run(describe, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        own = ""
+    libraries = {name: version(name) for name in ("torch", "numpy", "scipy", "nibabel")}
+    return {"BABY-AI": own or "unknown", "python": platform.python_version()} | libraries
+
+
+def read_ahead(items: Iterable, read: Callable) -> Iterator[tuple[object, Future]]:
+    """Each item with the future of its reading, which begins while the item before is being worked on."""
+    with ThreadPoolExecutor(1, "reader") as pool:
+        waiting = None
+        for item in items:
+            upcoming = item, pool.submit(read, item)
+            if waiting:
+                yield waiting
+            waiting = upcoming
+        if waiting:
+            yield waiting
+
+
+class Writer:
+    """Writes each result in the background while the next scan is computed; waits for the last on exit."""
+
+    def __init__(self, tally: Tally):
+        self._tally = tally
+        self._pool = ThreadPoolExecutor(1, "writer")
+        self._writing: tuple[str, Path, Future] | None = None
+
+    def submit(self, name: str, path: Path, image: nib.Nifti1Image, sidecar: dict) -> None:
+        """Begin to write; first waits for the result before, so that no more than one is held in memory."""
+        self._settle()
+        self._writing = name, path, self._pool.submit(save_result, path, image, sidecar)
+
+    def _settle(self) -> None:
+        if self._writing is None:
+            return
+        name, path, future = self._writing
+        wait([future])
+        self._writing = None
+        if error := future.exception():
+            self._tally.fail(name, error)
+        else:
+            self._tally.finish(name, path)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._settle()
+        self._pool.shutdown()
+
+
+@contextlib.contextmanager
+def volume_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for one volume; yields the function to tell it (windows done, of how many)."""
+    with tqdm(desc=name, unit="patch", position=1, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+@contextlib.contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """While the block lasts, SIGTERM raises :class:`Terminated`, so that everything is left as Ctrl-C leaves it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""inference.py with a reconstruction that takes no time, doubles the T2w, and stops where a test wants it to.
+
+    python tests/stand_in.py WHERE NAME inference-arguments ...
+
+At WHERE (reading, computing, writing) of the scan NAME the process kills itself with SIGKILL; `waiting` makes it print
+"computing" and wait for a signal instead; `removing` deletes the output folder in mid-run; `nowhere` does none of it.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import inference
+from func import volumes
+
+COUNT_OF_VOXELS_READ = 64
+
+
+def doubled(t1, t2, weights, geometry=None, progress=None, **_):
+    """What `func.reconstruction.reconstruct` gives back, with the T2w doubled for a reconstruction."""
+    if progress:
+        progress(1, 1)
+    return SimpleNamespace(image=volumes.image_of(2 * t2.get_fdata(dtype=np.float32), t2.affine, t2), report={})
+
+
+def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
+    """Modules to put into `sys.modules`, so that neither torch nor weights are needed."""
+    reconstruction, network, acquisition = (
+        ModuleType(f"func.{name}") for name in ("reconstruction", "network", "acquisition")
+    )
+    reconstruction.reconstruct = reconstruction.reconstruct_raw = reconstruct
+    network.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
+    acquisition.SliceGeometry = SimpleNamespace(from_sidecar=lambda sidecar, image: None)
+    return {module.__name__: module for module in (reconstruction, network, acquisition)}
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_at(where: str, name: str, arguments: list[str]) -> None:
+    """Put the fault in its place."""
+    read_data, save = volumes._read_data, nib.save
+
+    def read_and_die(path, stream, *rest):
+        if name in path.name:
+            stream.read(COUNT_OF_VOXELS_READ)
+            kill()
+        return read_data(path, stream, *rest)
+
+    def save_half_and_die(image, path):
+        save(image, path)
+        if name in path.name:
+            os.truncate(path, path.stat().st_size // 2)
+            kill()
+
+    def reconstruct(t1, t2, *rest, **settings):
+        if name in t2.get_filename():
+            if where == "computing":
+                kill()
+            elif where == "waiting":
+                print("computing", flush=True)
+                for _ in range(600):
+                    time.sleep(0.05)
+            elif where == "removing":
+                shutil.rmtree(arguments[arguments.index("--output-dir") + 1], ignore_errors=True)
+        return doubled(t1, t2, *rest, **settings)
+
+    if where == "reading":
+        volumes._read_data = read_and_die
+    elif where == "writing":
+        nib.save = save_half_and_die
+    sys.modules.update(stand_in_modules(reconstruct))
+
+
+if __name__ == "__main__":
+    where, name, *arguments = sys.argv[1:]
+    stop_at(where, name, arguments)
+    inference.find_weights = Path
+    sys.exit(inference.main(arguments))

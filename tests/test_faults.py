@@ -1,0 +1,280 @@
+"""Whatever happens to a run, nothing partial is left under a final name, and the next run does just what is missing."""
+
+import errno
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import inference
+import stand_in
+from func.errors import BabyAIError
+from func.volumes import find_pairs, read_volume, result_path
+
+STAND_IN = Path(stand_in.__file__)
+SHAPE = (10, 11, 12)
+
+
+def write_subject(folder: Path, label: str, seed: int = 0) -> Path:
+    """A pair of tiny volumes; returns the T2w."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("T1w", "T2w"):
+        image = nib.Nifti1Image(random.uniform(1, 500, SHAPE).astype(np.float32), np.eye(4))
+        nib.save(image, folder / f"sub-{label}_{suffix}.nii.gz")
+    return folder / f"sub-{label}_T2w.nii.gz"
+
+
+@pytest.fixture
+def data(tmp_path):
+    for number in range(1, 5):
+        write_subject(tmp_path / "data", f"0{number}", seed=number)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """`inference.main` on the stand-in network."""
+    for name, module in stand_in.stand_in_modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(inference, "find_weights", Path)
+    return lambda data, output, *more: inference.main(["--data-dir", str(data), "--output-dir", str(output), *more])
+
+
+def command(data, output, where="nowhere", name="-", *more):
+    arguments = ["--data-dir", str(data), "--output-dir", str(output), *more]
+    return [sys.executable, str(STAND_IN), where, name, *arguments]
+
+
+def run(*arguments, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60, **options)
+
+
+def assert_whole(data, output, expected=4):
+    """Every result that is there is right; returns their stamps, to see later what was touched."""
+    results = sorted(path for path in output.rglob("*.nii.gz") if not path.name.startswith("."))
+    assert len(results) == expected
+    sources = {result_path(pair, output): pair.t2 for pair in find_pairs(data)[0]}
+    for result in results:
+        np.testing.assert_array_equal(read_volume(result).get_fdata(), 2 * nib.load(sources[result]).get_fdata())
+        assert result.with_name(result.name.replace(".nii.gz", ".json")).is_file()
+    return {path: path.stat().st_mtime_ns for path in results}
+
+
+def assert_second_run_completes(data, output, before):
+    done = run(data, output)
+    assert done.returncode == 0, done.stderr
+    after = assert_whole(data, output)
+    assert {path: after[path] for path in before} == before
+    assert f"{4 - len(before)} reconstructed, {len(before)} already there, 0 failed" in done.stdout
+    assert not list(output.rglob(".*")), "leftovers of the killed process"
+
+
+@pytest.mark.parametrize("where", ["reading", "computing", "writing"])
+def test_killed(data, tmp_path, where):
+    output = tmp_path / "out"
+    done = run(data, output, where, "sub-03_T1w" if where == "reading" else "sub-03")
+    assert done.returncode == -signal.SIGKILL
+    # Reading runs ahead of computing, and writing behind it.
+    before = assert_whole(data, output, len(list(output.glob("sub-*.nii.gz"))))
+    assert len(before) in {"reading": (0, 1, 2), "computing": (1, 2), "writing": (2,)}[where]
+    assert_second_run_completes(data, output, before)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped(data, tmp_path, sent, code):
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        command(data, output, "waiting", "sub-03"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "computing" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(sent)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert told.count("\n") == 1 and told.startswith("Stopped by") and "2 reconstructed" in told
+    assert_second_run_completes(data, output, assert_whole(data, output, 2))
+
+
+def test_disk_full(data, tmp_path, in_process, monkeypatch, capsys):
+    save = nib.save
+
+    def full(image, path):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nib, "save", lambda image, path: (full if "sub-02" in path.name else save)(image, path))
+    assert in_process(data, tmp_path / "out") == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert_second_run_completes(data, tmp_path / "out", assert_whole(data, tmp_path / "out", 3))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 12 KiB; only root may mount one."""
+    (tmp_path / "disk").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(tmp_path / "disk")], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="no mount command")
+def test_disk_really_full(data, small_disk, in_process, capsys):
+    assert in_process(data, small_disk) == 1
+    told = capsys.readouterr().err
+    written = len(list(small_disk.glob("sub-*.nii.gz")))
+    assert 0 < written < 4 and told.count("the disk is full") == 4 - written
+    assert_whole(data, small_disk, written)
+    assert not list(small_disk.glob(".*"))
+
+
+def test_output_folder_removed_in_mid_run(data, tmp_path):
+    output = tmp_path / "out"
+    done = run(data, output, "removing", "sub-03")
+    assert "Traceback" not in done.stderr
+    before = assert_whole(data, output, len(list(output.glob("sub-*.nii.gz"))))
+    assert len(before) >= 1
+    assert_second_run_completes(data, output, before)
+
+
+def test_output_folder_that_is_a_file(data, tmp_path, in_process, capsys):
+    (tmp_path / "out").touch()
+    assert in_process(data, tmp_path / "out") == 2
+    assert "not writable" in capsys.readouterr().err
+
+
+def test_two_processes_on_one_output_folder(data, tmp_path):
+    output = tmp_path / "out"
+    processes = [subprocess.Popen(command(data, output), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 0, told
+    assert_second_run_completes(data, output, assert_whole(data, output))
+
+
+@pytest.mark.parametrize("name", ["white space", "Åsa 赤ちゃん", 'it\'s "quoted" $HOME;`x`', "-dash", "[1]*?"])
+def test_odd_folder_names(tmp_path, in_process, name):
+    write_subject(tmp_path / name / name, "01")
+    assert in_process(tmp_path / name, tmp_path / f"{name} out") == 0
+    assert_whole(tmp_path / name, tmp_path / f"{name} out", 1)
+
+
+def test_ten_broken_of_five_hundred(tmp_path, in_process, capsys):
+    data, output = tmp_path / "data", tmp_path / "out"
+    template = write_subject(tmp_path / "template", "0")
+    for number in range(500):
+        folder = data / f"sub-{number:03d}" / "anat"
+        folder.mkdir(parents=True)
+        for suffix in ("T1w", "T2w"):
+            shutil.copy(template.with_name(f"sub-0_{suffix}.nii.gz"), folder / f"sub-{number:03d}_{suffix}.nii.gz")
+    broken = break_ten(data)
+    assert in_process(data, output) == 1
+    told = capsys.readouterr()
+    failures = [line for line in told.err.splitlines() if line.startswith("FAILED")]
+    assert len(failures) == 10
+    for label in broken:
+        assert sum(f"sub-{label}" in line for line in failures) == 1, label
+    assert "490 reconstructed, 0 already there, 10 failed" in told.out
+    stamps = assert_whole(data, output, 490)
+
+    for label in broken:
+        shutil.rmtree(data / f"sub-{label}")
+        write_subject(data / f"sub-{label}" / "anat", label)
+    assert in_process(data, output) == 0
+    assert "10 reconstructed, 490 already there, 0 failed" in capsys.readouterr().out
+    after = assert_whole(data, output, 500)
+    assert {path: after[path] for path in stamps} == stamps
+
+
+def break_ten(data: Path) -> list[str]:
+    """Ten subjects broken each in its own way."""
+
+    def t2(label):
+        return data / f"sub-{label}" / "anat" / f"sub-{label}_T2w.nii.gz"
+
+    def save(label, array, affine=None):
+        nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4) if affine is None else affine), t2(label))
+
+    whole = nib.load(t2("000")).get_fdata()
+    t2("003").write_bytes(t2("003").read_bytes()[:-40])
+    t2("047").write_bytes(b"this is not NIfTI")
+    t2("101").unlink()
+    t2("102").with_name("sub-102_T1w.nii.gz").unlink()
+    save("190", np.zeros(SHAPE))
+    save("210", np.where(whole > 250, np.nan, whole))
+    save("333", np.stack([whole, whole], -1))
+    save("404", whole, np.diag([1, 1, 4, 1]))
+    save("450", whole[:-1])
+    with gzip.open(t2("499"), "wb", compresslevel=1) as bomb:
+        bomb.write(nib.Nifti1Image(whole.astype(np.float32), np.eye(4)).to_bytes() + bytes(2**27))
+    return ["003", "047", "101", "102", "190", "210", "333", "404", "450", "499"]
+
+
+def test_a_header_that_claims_terabytes(data, tmp_path, in_process, capsys):
+    path = data / "sub-02_T2w.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[42:48] = np.array([32000, 32000, 32000], "<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(content)))
+    started = time.perf_counter()
+    assert in_process(data, tmp_path / "out") == 1
+    assert time.perf_counter() - started < 5
+    assert "32000 x 32000 x 32000" in capsys.readouterr().err
+    assert_whole(data, tmp_path / "out", 3)
+
+
+SCAN = nib.Nifti1Image(np.random.default_rng(0).integers(1, 500, (6, 5, 4)).astype(np.int16), np.eye(4)).to_bytes()
+SCAN_2 = nib.Nifti2Image(np.random.default_rng(0).uniform(1, 500, (6, 5, 4)), np.eye(4)).to_bytes()
+INTERESTING = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 16, 64, 127, 128, 255])
+
+
+@st.composite
+def damaged_scans(draw):
+    """NIfTI files with bytes changed (mostly in the header), cut or grown, compressed or not, and cut once more."""
+    content = bytearray(draw(st.sampled_from([SCAN, SCAN_2])))
+    size = 540 if len(content) == len(SCAN_2) else 348
+    for at, value in draw(st.lists(st.tuples(st.integers(0, size - 1), INTERESTING), max_size=6)):
+        content[at] = value
+    for at, values in draw(
+        st.lists(st.tuples(st.integers(0, size - 8), st.binary(min_size=8, max_size=8)), max_size=2)
+    ):
+        content[at : at + 8] = values
+    content = bytes(content)[: draw(st.one_of(st.none(), st.integers(0, len(content))))]
+    content += draw(st.binary(max_size=8))
+    if draw(st.booleans()):
+        content = gzip.compress(content, compresslevel=1)
+        content = content[: draw(st.one_of(st.none(), st.integers(0, len(content))))]
+    return content
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz") / "sub-01_T2w.nii.gz"
+
+
+@settings(max_examples=2000, deadline=5000, database=None, suppress_health_check=list(HealthCheck))
+@given(content=damaged_scans())
+def test_only_one_sentence_errors_come_out_of_reading(fuzzed, content):
+    fuzzed.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            image = read_volume(fuzzed)
+        except BabyAIError as error:
+            assert str(fuzzed) in str(error) and "\n" not in str(error)
+        else:
+            assert image.ndim == 3 and np.isfinite(image.get_fdata()).all() and np.isfinite(image.affine).all()
