@@ -13,9 +13,11 @@ order reverses from the centre outwards and from the back to the front, on T2w s
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
+from scipy.ndimage import maximum_filter
 
 from func.errors import BabyAIError
 
@@ -70,8 +72,9 @@ BRAIN_BOUNDS = ((-76, -110, -68), (76, 78, 86))
 HEAD_BOUNDS = ((-92, -128, -110), (92, 100, 104))
 
 T1_UNIT, T2_UNIT = 1000.0, 1600.0
-LATTICE = 1.0  # mm between the points on which the functions are tabulated
-CHUNK = 16384
+LATTICE = 1.5  # mm between the points on which the functions are tabulated
+CHUNK = 2048
+EIGHTHS = np.array(list(np.ndindex(2, 2, 2))) / 2 - 0.25  # eight points spread evenly over a box
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Head:
         self.age_months = age_months
         self.cortex = cortex
         outer = fields["head" if "head" in fields else "brain"]
-        self.occupied = _dilated(outer > -2.0)
+        self.occupied = maximum_filter(outer > -2.0, 3)
 
     def scan(self, shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """T1w, T2w (float32) and labels (int16) on a grid."""
@@ -202,17 +205,16 @@ class Head:
         """
         values, gradients = self._interpolate(points)
         width = LATTICE * np.linalg.norm(edges, axis=0).mean() / 2
-        t1 = t2 = 0.0
-        for signs in np.ndindex(2, 2, 2):
-            shift = edges @ (np.array(signs, np.float32) / 2 - 0.25)
-            moved = values + sum(s * g for s, g in zip(shift, gradients, strict=True))
-            sampled = self._tissues(moved, width)
-            t1 = t1 + sampled[0] / 8
-            t2 = t2 + sampled[1] / 8
-        return t1, t2, self._tissues(values, width)[2]
+        t1, t2, labels, clearance = self._tissues(values, width)
+        mixed = np.flatnonzero(clearance < 2.3 * width)
+        shifts = (EIGHTHS @ edges.T).astype(np.float32)
+        moved = np.matmul(shifts, gradients[..., mixed]) + values[:, None, mixed]
+        sampled = self._tissues(moved.reshape(len(values), -1), width)
+        t1[mixed], t2[mixed] = (signal.reshape(8, -1).mean(0) for signal in sampled[:2])
+        return t1, t2, labels
 
-    def _interpolate(self, points: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Tri-linear values (F, N) of every function at points (N, 3) in lattice units, and their three derivatives."""
+    def _interpolate(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tri-linear values (F, N) of every function at points (N, 3) in lattice units, and derivatives (F, 3, N)."""
         last = np.array(self.shape) - 2
         base = np.clip(np.floor(points), 0, last).astype(np.int64)
         x, y, z = (np.clip(points - base, 0, 1).astype(np.float32)).T[..., None]
@@ -224,14 +226,18 @@ class Head:
         rows = [plane[0, c] + y * (plane[1, c] - plane[0, c]) for c in (0, 1)]
         along_x = [slopes[0, c] + y * (slopes[1, c] - slopes[0, c]) for c in (0, 1)]
         along_y = [plane[1, c] - plane[0, c] for c in (0, 1)]
-        blend = [pair[0] + z * (pair[1] - pair[0]) for pair in (rows, along_x, along_y)]
-        value, *derivatives = [np.ascontiguousarray(array.T) for array in (*blend, rows[1] - rows[0])]
-        return value, derivatives
+        value, slope_x, slope_y = (pair[0] + z * (pair[1] - pair[0]) for pair in (rows, along_x, along_y))
+        return np.ascontiguousarray(value.T), np.stack([slope_x.T, slope_y.T, (rows[1] - rows[0]).T], axis=1)
 
-    def _tissues(self, values: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """T1w, T2w and label of points from the functions' values there: tissues painted one over another."""
+    def _tissues(self, values: np.ndarray, width: float) -> tuple[np.ndarray, ...]:
+        """T1w, T2w, label and distance from the nearest edge (mm) of points, from the functions' values (F, N) there.
+
+        Tissues are painted one over another.
+        """
         f = dict(zip(self.names, values, strict=True))
-        sulci = np.hypot(f["sulcus"], np.maximum(f["below sulcus"], 0)) - f["sulcal width"]
+        sulcus = np.hypot(f["sulcus"], np.maximum(f["below sulcus"], 0))
+        branch = np.hypot(f["branch"], np.maximum(f["below branch"], 0))
+        sulci = np.minimum(sulcus, branch) - f["sulcal width"]
         fissure = np.hypot(f["fissure"], np.maximum(f["below fissure"], 0)) - 0.7
         pial = np.minimum(np.minimum(f["cerebrum"], sulci), np.minimum(fissure, -f["sylvian"]))
         folia = np.hypot(f["folia"], np.maximum(f["below folia"], 0)) - 0.3
@@ -256,12 +262,14 @@ class Head:
         t1 = np.zeros(values.shape[1], np.float32)
         t2 = np.zeros_like(t1)
         labels = np.zeros(t1.shape, np.int16)
+        clearance = np.full_like(t1, np.inf)
         for tissue, depth in layers:
             share = np.clip(depth / width + 0.5, 0, 1)
             t1 += share * (contrast[tissue][0] - t1)
             t2 += share * (contrast[tissue][1] - t2)
-            labels[share > 0.5] = LABELS[tissue]
-        return t1 * (T1_UNIT * (1 + f["texture"])), t2 * (T2_UNIT * (1 - f["texture"])), labels
+            labels[depth > 0] = LABELS[tissue]
+            clearance = np.minimum(clearance, np.abs(depth))
+        return t1 * (T1_UNIT * (1 + f["texture"])), t2 * (T2_UNIT * (1 - f["texture"])), labels, clearance
 
 
 def _contrast(age_months: float, f: dict[str, np.ndarray]) -> dict[str, tuple]:
@@ -269,14 +277,14 @@ def _contrast(age_months: float, f: dict[str, np.ndarray]) -> dict[str, tuple]:
     grown = min(1.0, age_months / 12)
     on_t1 = _sigmoid((age_months - f["myelination"]) / 1.6)
     on_t2 = _sigmoid((age_months - 1.4 * f["myelination"] - 2.0) / 2.2)
-    white = (0.47 + 0.36 * on_t1, 0.60 - 0.30 * on_t2)
+    white = (0.45 + 0.38 * on_t1, 0.60 - 0.30 * on_t2)
     grey = (0.62 - 0.03 * grown, 0.40 + 0.05 * grown)
     return {
         "cerebrospinal fluid": (0.18, 1.0),
         "cortex": grey,
         "white matter": white,
-        "deep grey matter": (0.66, 0.37),
-        "brainstem": (0.66 + 0.12 * grown, 0.40 - 0.06 * grown),
+        "deep grey matter": (0.64, 0.37),
+        "brainstem": (0.62 + 0.16 * grown, 0.41 - 0.07 * grown),
         "cerebellar cortex": (0.60, 0.41 + 0.03 * grown),
         "cerebellar white matter": (0.62 + 0.18 * grown, 0.46 - 0.12 * grown),
         "skull": (0.06, 0.04),
@@ -308,31 +316,35 @@ def _anatomy(x, y, z, mm: float, rng: np.random.Generator, age_months: float) ->
     ax = np.sqrt(x * x + 0.3)
 
     cerebellum = _cerebellum(ax, y, z)
-    cerebrum = _cerebrum(ax, y, z, side)
+    cerebrum = _cerebrum(ax, y, z)
     cerebrum = _smooth_minimum(cerebrum, -cerebellum - 2.5, 4)
-    brainstem = _tube(ax * 0, x, y, z, BRAINSTEM)
-    brainstem = _smooth_maximum(brainstem, _tube(0, ax, y, z, PEDUNCLES), 4)
-    brainstem = _smooth_maximum(brainstem, _tube(0, ax, y, z, CEREBELLAR_PEDUNCLES), 3)
+    brainstem = _tube(x, y, z, BRAINSTEM)
+    brainstem = _smooth_maximum(brainstem, _ellipsoid(ax, y, z, (0, -17, -29), (15, 9, 11)), 4)
+    brainstem = _smooth_maximum(brainstem, _tube(ax, y, z, PEDUNCLES), 4)
+    brainstem = _smooth_maximum(brainstem, _tube(ax, y, z, CEREBELLAR_PEDUNCLES), 3)
 
-    envelope = _ellipsoid(ax * 0, y, z, (0, -6, 3), (1, 36, 27))
+    envelope = _ellipsoid(ax * 0, y, z, (0, -6, 3), (1, 37, 28))
     sylvian = _sylvian(ax, y, z, side)
 
-    surface = _smooth_minimum(cerebrum, np.hypot(x, np.maximum(envelope, 0)), 8)
-    surface = _smooth_minimum(surface, -sylvian, 4)
-    folding = _folding(x, y, z, surface, mm, rng)
+    medial = np.hypot(x, np.maximum(envelope, 0))
+    surface = _smooth_minimum(cerebrum, medial, 8)
+    bare = np.minimum(envelope + 6, 40 - ax)  # no sulcus reaches the callosum
+    folding = _folding(x, y, z, surface, np.where(medial < cerebrum, 0.6, 1), bare, mm, rng)
 
     callosum = np.minimum(envelope - 0.2, 6.0 - envelope)
     callosum = np.minimum(callosum, 18 - ax)
     callosum = np.minimum(callosum, np.maximum(z - 2, 0.8 * (y - 18) + (z + 2)))
 
-    lateral = _tube(0, ax, y, z, LATERAL_VENTRICLE, swell=1.0 - 0.10 * side)
+    lateral = _tube(ax, y, z, LATERAL_VENTRICLE, swell=1.0 - 0.12 * side)
+    lateral = np.minimum(lateral, np.maximum(envelope - 5.5, ax - 18))
+    lateral = np.maximum(lateral, _tube(ax, y, z, TEMPORAL_HORN))
     midline = _ellipsoid(ax, y, z, (0, -12, 1), (2.4, 13, 10))
     midline = np.maximum(midline, _ellipsoid(ax, y, z, (0, -46, -33), (6, 4.5, 9)))
-    midline = np.maximum(midline, _tube(0, ax, y, z, AQUEDUCT))
+    midline = np.maximum(midline, _tube(ax, y, z, AQUEDUCT))
 
     brain = _smooth_maximum(_smooth_maximum(cerebrum + 2.0, cerebellum + 2.0, 8), brainstem + 1.2, 3)
     brain = np.minimum(brain, z + 62)
-    folia = _folia(ax, x, y, z, cerebellum, mm, rng)
+    folia = _folia(ax, x, y, z, cerebellum, mm)
     return {
         "brain": mm * brain,
         "cerebrum": mm * cerebrum,
@@ -354,31 +366,25 @@ def _anatomy(x, y, z, mm: float, rng: np.random.Generator, age_months: float) ->
 
 # Curved structures as chains of balls (x, y, z, radius) in the adult frame; x is the distance from the midline.
 LATERAL_VENTRICLE = (
-    (11, 32, 3, 2.0), (10, 20, 11, 4.2), (11, 0, 20, 4.6), (14, -20, 21, 4.6), (22, -38, 16, 6.0),
+    (10, 31, 3, 2.0), (8, 20, 9, 5.6), (7, 0, 17, 6.0), (9, -20, 19, 6.0), (20, -38, 15, 6.5),
     (28, -47, 7, 6.0), (25, -64, 6, 3.2), (23, -76, 6, 1.2),
 )  # fmt: skip
 TEMPORAL_HORN = ((28, -46, 6, 5.0), (34, -36, -6, 3.2), (34, -20, -15, 2.2), (32, -8, -18, 1.6))
-CAUDATE = ((15, 19, 3, 5.5), (16, 9, 11, 5.0), (18, -6, 18, 3.4), (21, -22, 20, 2.6), (29, -34, 15, 1.8))
+CAUDATE = ((15, 19, 3, 6.0), (15, 9, 11, 5.2), (16, -6, 17, 3.8), (20, -22, 19, 2.8), (29, -34, 15, 1.8))
 HIPPOCAMPUS = ((23, -6, -19, 6.0), (27, -20, -16, 4.6), (29, -32, -8, 4.0), (23, -40, 2, 2.4))
-BRAINSTEM = ((0, -20, -6, 11), (0, -24, -28, 13.5), (0, -34, -46, 8.5), (0, -40, -72, 6.5))
+BRAINSTEM = ((0, -21, -6, 9.5), (0, -24, -28, 12), (0, -33, -46, 8), (0, -39, -72, 6))
 PEDUNCLES = ((6, -18, -12, 7), (15, -11, -1, 6))
 CEREBELLAR_PEDUNCLES = ((8, -30, -28, 7), (17, -46, -34, 6))
 AQUEDUCT = ((0, -26, -4, 1.2), (0, -38, -24, 1.4))
 
 
-def _cerebrum(ax, y, z, side):
+def _cerebrum(ax, y, z):
     """Depth below the smooth hull of both hemispheres, mm of the adult frame."""
-    main = _ellipsoid(ax, y, z, (0, -15, 17), (69, 88 + 0 * y, 63), power=2.35)
-    base = z + 21 - 0.10 * np.minimum(y - 10, 0) * -1
-    main = _smooth_minimum(main, base, 10)
-    pitch = np.float32(np.deg2rad(12))
-    along, up = (
-        np.cos(pitch) * (y + 14) + np.sin(pitch) * (z + 20),
-        -np.sin(pitch) * (y + 14) + np.cos(pitch) * (z + 20),
-    )
-    temporal = _ellipsoid(ax, along, up, (44, 0, 0), (22, 42, 20))
-    hull = _smooth_maximum(main, temporal, 7)
-    cistern = _ellipsoid(ax, y, z, (0, -8, -34), (22, 26, 24))
+    main = _ellipsoid(ax, y, z, (0, -15, 17), (69 - 0.10 * (y + 15), 88, 63), power=2.3)
+    main = _smooth_minimum(main, z + 21 + 0.10 * np.minimum(y - 10, 0), 10)
+    temporal = _ellipsoid(ax, *_turned(y + 14, z + 20, 12), (44, 0, 0), (22, 42, 20))
+    hull = _smooth_maximum(main, temporal, 9)
+    cistern = _ellipsoid(ax, y, z, (0, -6, -34), (17, 24, 21))
     return _smooth_minimum(hull, -cistern, 5)
 
 
@@ -389,44 +395,51 @@ def _cerebellum(ax, y, z):
 
 
 def _sylvian(ax, y, z, side):
-    """The lateral fissure and the cleft over the insula, open fluid that parts temporal from frontal and parietal lobe."""
-    course = -7 + 0.0 * y + 14 * _sigmoid(-(y + 12) / 14) + 1.5 * side
-    above = z - course
-    reach = np.maximum(np.abs(y + 6) - 32, 0)
-    lateral = 1.3 - np.sqrt(above**2 + reach**2 + np.maximum(39 - ax, 0) ** 2)
-    up = np.maximum(np.abs(above - 2) - 12, 0)
-    insular = 1.3 - np.sqrt((ax - 39 - 0.004 * (y + 2) ** 2 * -1) ** 2 + up**2 + np.maximum(np.abs(y + 2) - 22, 0) ** 2)
+    """The lateral fissure and the cleft over the insula: open fluid between temporal, frontal and parietal lobe."""
+    above = z + 6 - 15 * _sigmoid(-(y + 14) / 12) - 1.5 * side - 0.12 * (ax - 50)
+    beyond_ends = np.maximum(np.abs(y + 6) - 30, 0)
+    lateral = 1.1 - np.sqrt(above**2 + beyond_ends**2 + np.maximum(38 - ax, 0) ** 2)
+    bow = ax - 40 + 0.011 * (y + 2) ** 2 - 0.2 * (above - 4) + 0.02 * (above - 4) ** 2
+    beyond_ends = np.maximum(np.abs(y + 2) - 20, 0)
+    insular = 1.1 - np.sqrt(bow**2 + np.maximum(np.abs(above - 4) - 13, 0) ** 2 + beyond_ends**2)
     return _smooth_maximum(lateral, insular, 2)
 
 
-def _folding(x, y, z, surface, mm: float, rng) -> dict[str, np.ndarray]:
+def _folding(x, y, z, surface, deep, bare, mm: float, rng) -> dict[str, np.ndarray]:
     """Sulci: signed distance from the nearest one's sheet, depth below its bottom, and half its width, mm."""
-    near = np.abs(surface - 9) < 14
+    step = LATTICE / mm
     normal = np.stack(np.gradient(surface))
     normal /= np.maximum(np.sqrt((normal**2).sum(0)), 1e-6)
-    foot = np.stack([x[near], y[near], z[near]]) - normal[:, near] * surface[near]
+    foot = np.stack([x, y, z]) - normal * surface
+    # Where the feet of neighbours lie far apart, on the plane on which two faces of a gyrus meet, no sulcus goes.
+    spread = np.sqrt(sum((slope**2).sum(0) for slope in np.gradient(foot, step, axis=(1, 2, 3))))
+    bare = np.maximum(bare, np.clip(4 * (spread - 3), -10, 6))
+    near = np.abs(surface - 12) < 18
+    foot = foot[:, near]
     # The two hemispheres fold alike, but not the same.
     mirrored = np.stack([np.abs(foot[0]), foot[1], foot[2]])
-    wavelength = max(23.0, 15.0 / mm)
-    pattern = np.full(surface.shape, 9.0, np.float32)
-    pattern[near] = 0.85 * _waves(mirrored, wavelength, 40, rng) + 0.55 * _waves(foot, wavelength, 40, rng)
-    slope = np.stack(np.gradient(pattern, LATTICE))
-    steepness = np.sqrt((slope**2).sum(0) + (0.35 * 2 * np.pi / (mm * wavelength) * pattern) ** 2)
-    depth = np.full(surface.shape, 9.0, np.float32)
-    depth[near] = 10 + 7 * _waves(mirrored, 2.2 * wavelength, 30, rng)
-    return {
-        "sulcus": pattern / np.maximum(steepness, 1e-6),
-        "below sulcus": mm * (surface - np.clip(depth, -2, 17)),
-        "sulcal width": 0.30 + 0.9 * np.exp(-np.maximum(surface, 0) / 2.2),
-    }
+    sided = np.stack([foot[0] + 30 * np.sign(x[near]), foot[1], foot[2]])
+    wavelength = max(20.0, 14.0 / mm)
+    turns = 2 * np.pi / (mm * wavelength)
+    fields = {"sulcal width": 0.35 + 1.1 * np.exp(-np.maximum(surface, 0) / 2.5)}
+    for name, mean, variation in (("sulcus", 16, 8), ("branch", 5, 6)):
+        pattern = np.full(surface.shape, 9.0, np.float32)
+        pattern[near] = 0.85 * _waves(mirrored, wavelength, 30, rng) + 0.55 * _waves(sided, wavelength, 30, rng)
+        slope = np.sqrt(sum(along**2 for along in np.gradient(pattern, LATTICE)))
+        depth = np.full(surface.shape, mean, np.float32)
+        depth[near] += variation * _waves(mirrored, 2.2 * wavelength, 24, rng)
+        fields[name] = pattern / np.sqrt(slope**2 + (0.35 * turns * pattern) ** 2)
+        fields[f"below {name}"] = mm * np.maximum(surface - np.clip(deep * depth, -2, 26), bare)
+    return fields
 
 
-def _folia(ax, x, y, z, cerebellum, mm: float, rng) -> dict[str, np.ndarray]:
-    """The cerebellum's fissures: sheets that fan out from the fourth ventricle."""
-    angle = np.arctan2(z + 32, -(y + 40)) + 0.0016 * ax + 0.03 * np.sin(x / 9)
-    spacing = max(9.0, 7.5 / mm)
-    phase = 2 * np.pi * 24 * angle / spacing
-    depth = 6 + 3 * np.sin(phase / 4 + 1) + 0.05 * ax
+def _folia(ax, x, y, z, cerebellum, mm: float) -> dict[str, np.ndarray]:
+    """The cerebellum's fissures: cones that fan out from the fourth ventricle."""
+    back, up = _turned(-(y + 40), z + 32, 20)
+    angle = np.arctan2(up, np.hypot(back, 0.8 * ax)) + 0.04 * np.sin(x / 8)
+    spacing = max(9.0, 7.0 / mm)
+    phase = 2 * np.pi * 26 * angle / spacing
+    depth = 8 + 3 * np.sin(phase / 4 + 1)
     return {
         "folia": mm * spacing / (2 * np.pi) * np.sin(phase),
         "below folia": mm * (cerebellum - depth),
@@ -435,21 +448,11 @@ def _folia(ax, x, y, z, cerebellum, mm: float, rng) -> dict[str, np.ndarray]:
 
 def _nuclei(ax, y, z):
     """Caudate, lentiform nucleus, thalamus, hippocampus and amygdala."""
-    turn = np.float32(np.deg2rad(22))
-    across, along = ax - 11, y + 18
-    thalamus = _ellipsoid(
-        np.cos(turn) * across + np.sin(turn) * along, -np.sin(turn) * across + np.cos(turn) * along, z,
-        (0, 0, 7), (8.0, 15, 9),
-    )  # fmt: skip
-    turn = np.float32(np.deg2rad(-14))
-    across, along = ax - 25, y - 2
-    lentiform = _ellipsoid(
-        np.cos(turn) * across - np.sin(turn) * along, np.sin(turn) * across + np.cos(turn) * along, z,
-        (0, 0, 2), (7, 17, 10),
-    )  # fmt: skip
+    thalamus = _ellipsoid(*_turned(ax - 11, y + 18, 22), z, (0, 0, 7), (8, 15, 9))
+    lentiform = _ellipsoid(*_turned(ax - 25, y - 2, -14), z, (0, 0, 2), (7, 17, 10))
     nuclei = np.maximum(thalamus, lentiform)
-    nuclei = np.maximum(nuclei, _tube(0, ax, y, z, CAUDATE))
-    return np.maximum(nuclei, _tube(0, ax, y, z, HIPPOCAMPUS))
+    nuclei = np.maximum(nuclei, _tube(ax, y, z, CAUDATE))
+    return np.maximum(nuclei, _tube(ax, y, z, HIPPOCAMPUS))
 
 
 def _myelination(ax, y, z):
@@ -486,10 +489,16 @@ def _ellipsoid(x, y, z, centre, radii, power: float = 2.0):
     return (1 - level) * level ** (power - 1) / np.maximum(slope, 1e-6)
 
 
-def _tube(_, x, y, z, chain, swell=1.0):
+def _turned(a, b, degrees: float):
+    """Coordinates in axes turned from the first towards the second."""
+    cosine, sine = np.float32(np.cos(np.deg2rad(degrees))), np.float32(np.sin(np.deg2rad(degrees)))
+    return cosine * a + sine * b, cosine * b - sine * a
+
+
+def _tube(x, y, z, chain, swell=1.0):
     """Depth inside a chain of balls (x, y, z, radius), joined by cones."""
     depth = None
-    for (*a, ra), (*b, rb) in zip(chain, chain[1:], strict=False):
+    for (*a, ra), (*b, rb) in pairwise(chain):
         span = np.subtract(b, a)
         offset = (x - a[0], y - a[1], z - a[2])
         share = np.clip(sum(o * s for o, s in zip(offset, span, strict=True)) / float(span @ span), 0, 1)
@@ -523,15 +532,3 @@ def _smooth_maximum(a, b, reach: float):
 
 def _sigmoid(x):
     return 1 / (1 + np.exp(-x))
-
-
-def _dilated(mask: np.ndarray) -> np.ndarray:
-    """The mask and its neighbours two voxels along each axis."""
-    grown = mask.copy()
-    for axis in range(3):
-        view = np.moveaxis(grown, axis, 0)
-        before = view.copy()
-        for step in (1, 2):
-            view[step:] |= before[:-step]
-            view[:-step] |= before[step:]
-    return grown
