@@ -5,10 +5,10 @@ Its anatomy is laid out in the adult MNI frame with the anterior commissure at t
 age. Any voxel grid, oblique, left-handed or anisotropic, therefore samples the same head, and every voxel holds the
 average over its own volume.
 
-The cortex is a ribbon of even thickness below a folded surface. Sulci are sheets: the zero level of a narrow-band random
-field that is constant along the surface's normals, down to a depth that varies and so interrupts them. Contrast
-follows the myelination of the first year: unmyelinated white matter is darker than cortex on T1w and brighter on T2w; the
-order reverses from the centre outwards and from the back to the front, on T2w some months after T1w.
+The cortex is a ribbon of even thickness below a folded surface. Sulci are sheets: the zero level of a narrow-band
+random field that is constant along the surface's normals, down to a depth that varies and so interrupts them.
+Contrast follows the myelination of the first year: unmyelinated white matter is darker than cortex on T1w and brighter
+on T2w; the order reverses from the centre outwards and from the back to the front, on T2w some months after T1w.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,7 @@ LABELS = {
     "skull": 8,
     "soft tissue": 9,
     "eye": 10,
+    "airway": 11,
 }
 
 # Points inside named structures, in the adult MNI frame (mm).
@@ -103,8 +104,8 @@ def infant_brain(
 
     Args:
         shape: voxels along the three axes.
-        affine: (4, 4), voxel index to world mm. By default the atlas grid's for its shape, and for any other 1 mm voxels
-            in RAS order with the brain in the middle.
+        affine: (4, 4), voxel index to world mm. By default the atlas grid's for its shape, and for any other
+            1 mm voxels in RAS order with the brain in the middle.
         age_months: from 0 (newborn) to 24; it sets the size, the cortex and the contrast.
         skull: whether to draw skull, scalp, eyes and face; without them the background is exactly zero.
         seed: picks the folding pattern and the texture.
@@ -244,8 +245,8 @@ class Head:
         folia = np.minimum(folia, f["cerebellum"])
         layers = []
         if "head" in f:
-            layers += [("soft tissue", f["head"]), ("skull", f["cranium"] + 3.5), ("eye", f["eyes"])]
-            layers += [("cerebrospinal fluid", f["cranium"])]
+            layers += [("soft tissue", f["head"]), ("eye", f["eyes"]), ("airway", f["airway"])]
+            layers += [("skull", f["cranium"] + 3.0), ("cerebrospinal fluid", f["cranium"])]
         layers += [
             ("cerebrospinal fluid", f["brain"]),
             ("cortex", pial),
@@ -290,6 +291,7 @@ def _contrast(age_months: float, f: dict[str, np.ndarray]) -> dict[str, tuple]:
         "skull": (0.06, 0.04),
         "soft tissue": (0.55 + 0.4 * np.exp(-(((f["head"] - 2.5) / 2) ** 2)), 0.42) if "head" in f else (0, 0),
         "eye": (0.22, 0.92),
+        "airway": (0.01, 0.01),
     }
 
 
@@ -301,64 +303,39 @@ def _head(age_months: float, skull: bool, seed: int, scale: tuple[float, float, 
     axes = [np.arange(a, b + LATTICE, LATTICE) for a, b in zip(low, high, strict=True)]
     adult = [(axis - c) / s for axis, c, s in zip(axes, CENTRE, scale, strict=True)]
     x, y, z = np.meshgrid(*[axis.astype(np.float32) for axis in adult], indexing="ij")
-    fields = _anatomy(x, y, z, float(scale.mean()), np.random.default_rng(seed), age_months)
+    fields = _anatomy(x, y, z, float(scale.mean()), np.random.default_rng(seed))
     if skull:
-        fields |= _skull_and_face(x, y, z, float(scale.mean()), fields["brain"])
+        fields |= _skull_and_face(x, y, z, float(scale.mean()), fields)
     cortex = np.interp(age_months, (0, 12), (1.8, 2.5))
     fields = {name: np.asarray(field, np.float32) for name, field in fields.items()}
     return Head(fields, low, age_months, cortex)
 
 
-def _anatomy(x, y, z, mm: float, rng: np.random.Generator, age_months: float) -> dict[str, np.ndarray]:
-    """The brain's functions at points of the adult frame (x, y, z arrays); `mm` is the infant's length of an adult's 1 mm."""
+def _anatomy(x, y, z, mm: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The brain's functions at points of the adult frame (x, y, z), whose millimetre is `mm` of the infant's."""
     x = x + 1.6 * np.sin((y + 17) / 55)  # the torque: right frontal and left occipital lobe reach across the midline
     side = np.tanh(x / 6)
     ax = np.sqrt(x * x + 0.3)
-
     cerebellum = _cerebellum(ax, y, z)
-    cerebrum = _cerebrum(ax, y, z)
-    cerebrum = _smooth_minimum(cerebrum, -cerebellum - 2.5, 4)
-    brainstem = _tube(x, y, z, BRAINSTEM)
-    brainstem = _smooth_maximum(brainstem, _ellipsoid(ax, y, z, (0, -17, -29), (15, 9, 11)), 4)
-    brainstem = _smooth_maximum(brainstem, _tube(ax, y, z, PEDUNCLES), 4)
-    brainstem = _smooth_maximum(brainstem, _tube(ax, y, z, CEREBELLAR_PEDUNCLES), 3)
-
-    envelope = _ellipsoid(ax * 0, y, z, (0, -6, 3), (1, 37, 28))
-    sylvian = _sylvian(ax, y, z, side)
-
-    medial = np.hypot(x, np.maximum(envelope, 0))
-    surface = _smooth_minimum(cerebrum, medial, 8)
-    bare = np.minimum(envelope + 6, 40 - ax)  # no sulcus reaches the callosum
-    folding = _folding(x, y, z, surface, np.where(medial < cerebrum, 0.6, 1), bare, mm, rng)
-
-    callosum = np.minimum(envelope - 0.2, 6.0 - envelope)
-    callosum = np.minimum(callosum, 18 - ax)
-    callosum = np.minimum(callosum, np.maximum(z - 2, 0.8 * (y - 18) + (z + 2)))
-
-    lateral = _tube(ax, y, z, LATERAL_VENTRICLE, swell=1.0 - 0.12 * side)
-    lateral = np.minimum(lateral, np.maximum(envelope - 5.5, ax - 18))
-    lateral = np.maximum(lateral, _tube(ax, y, z, TEMPORAL_HORN))
-    midline = _ellipsoid(ax, y, z, (0, -12, 1), (2.4, 13, 10))
-    midline = np.maximum(midline, _ellipsoid(ax, y, z, (0, -46, -33), (6, 4.5, 9)))
-    midline = np.maximum(midline, _tube(ax, y, z, AQUEDUCT))
-
+    cerebrum = _smooth_minimum(_cerebrum(ax, y, z), -cerebellum - 2.5, 4)
+    brainstem = _brainstem(ax, x, y, z)
     brain = _smooth_maximum(_smooth_maximum(cerebrum + 2.0, cerebellum + 2.0, 8), brainstem + 1.2, 3)
     brain = np.minimum(brain, z + 62)
-    folia = _folia(ax, x, y, z, cerebellum, mm)
+    below_fissure = _ellipsoid(0 * ax, y, z, (0, -6, 3), (1, 37, 28))  # the callosum and all that it encloses
     return {
         "brain": mm * brain,
         "cerebrum": mm * cerebrum,
-        **folding,
+        **_folding(x, y, z, cerebrum, below_fissure, mm, rng),
         "fissure": mm * x,
-        "below fissure": mm * envelope,
-        "sylvian": mm * sylvian,
-        "callosum": mm * callosum,
-        "ventricles": mm * lateral,
-        "midline ventricles": mm * midline,
+        "below fissure": mm * below_fissure,
+        "sylvian": mm * _sylvian(ax, y, z, side),
+        "callosum": mm * _callosum(ax, y, z, below_fissure),
+        "ventricles": mm * _lateral_ventricles(ax, y, z, side, below_fissure),
+        "midline ventricles": mm * _midline_ventricles(ax, y, z),
         "nuclei": mm * _nuclei(ax, y, z),
         "brainstem": mm * np.minimum(brainstem, brain - 0.5),
         "cerebellum": mm * cerebellum,
-        **folia,
+        **_folia(ax, x, y, z, cerebellum, mm),
         "myelination": _myelination(ax, y, z),
         "texture": 0.012 * _waves(np.stack([x, y, z]), 9.0 / mm, 24, rng),
     }
@@ -375,6 +352,7 @@ HIPPOCAMPUS = ((23, -6, -19, 6.0), (27, -20, -16, 4.6), (29, -32, -8, 4.0), (23,
 BRAINSTEM = ((0, -21, -6, 9.5), (0, -24, -28, 12), (0, -33, -46, 8), (0, -39, -72, 6))
 PEDUNCLES = ((6, -18, -12, 7), (15, -11, -1, 6))
 CEREBELLAR_PEDUNCLES = ((8, -30, -28, 7), (17, -46, -34, 6))
+PHARYNX = ((0, 34, -54, 8), (0, 16, -66, 8), (0, 8, -100, 7))
 AQUEDUCT = ((0, -26, -4, 1.2), (0, -38, -24, 1.4))
 
 
@@ -394,6 +372,30 @@ def _cerebellum(ax, y, z):
     return _smooth_maximum(hemispheres, vermis, 5)
 
 
+def _brainstem(ax, x, y, z):
+    depth = _tube(x, y, z, BRAINSTEM)
+    depth = _smooth_maximum(depth, _ellipsoid(ax, y, z, (0, -17, -29), (15, 9, 11)), 4)
+    depth = _smooth_maximum(depth, _tube(ax, y, z, PEDUNCLES), 4)
+    return _smooth_maximum(depth, _tube(ax, y, z, CEREBELLAR_PEDUNCLES), 3)
+
+
+def _callosum(ax, y, z, below_fissure):
+    band = np.minimum(np.minimum(below_fissure - 0.2, 6.0 - below_fissure), 18 - ax)
+    return np.minimum(band, np.maximum(z - 2, 0.8 * (y - 18) + (z + 2)))
+
+
+def _lateral_ventricles(ax, y, z, side, below_fissure):
+    bodies = _tube(ax, y, z, LATERAL_VENTRICLE, swell=1.0 - 0.12 * side)
+    bodies = np.minimum(bodies, np.maximum(below_fissure - 5.5, ax - 18))  # the callosum is their roof
+    return np.maximum(bodies, _tube(ax, y, z, TEMPORAL_HORN))
+
+
+def _midline_ventricles(ax, y, z):
+    third = _ellipsoid(ax, y, z, (0, -12, 1), (2.4, 13, 10))
+    fourth = _ellipsoid(ax, y, z, (0, -46, -33), (6, 4.5, 9))
+    return np.maximum(np.maximum(third, fourth), _tube(ax, y, z, AQUEDUCT))
+
+
 def _sylvian(ax, y, z, side):
     """The lateral fissure and the cleft over the insula: open fluid between temporal, frontal and parietal lobe."""
     above = z + 6 - 15 * _sigmoid(-(y + 14) / 12) - 1.5 * side - 0.12 * (ax - 50)
@@ -405,8 +407,12 @@ def _sylvian(ax, y, z, side):
     return _smooth_maximum(lateral, insular, 2)
 
 
-def _folding(x, y, z, surface, deep, bare, mm: float, rng) -> dict[str, np.ndarray]:
-    """Sulci: signed distance from the nearest one's sheet, depth below its bottom, and half its width, mm."""
+def _folding(x, y, z, cerebrum, below_fissure, mm: float, rng) -> dict[str, np.ndarray]:
+    """Sulci and their branches: signed distance from a sheet, depth below its bottom, and half their width, mm."""
+    medial = np.hypot(x, np.maximum(below_fissure, 0))
+    surface = _smooth_minimum(cerebrum, medial, 8)
+    shallower = np.where(medial < cerebrum, 0.6, 1)
+    bare = np.minimum(below_fissure + 6, 40 - np.abs(x))  # no sulcus reaches the callosum
     step = LATTICE / mm
     normal = np.stack(np.gradient(surface))
     normal /= np.maximum(np.sqrt((normal**2).sum(0)), 1e-6)
@@ -429,7 +435,7 @@ def _folding(x, y, z, surface, deep, bare, mm: float, rng) -> dict[str, np.ndarr
         depth = np.full(surface.shape, mean, np.float32)
         depth[near] += variation * _waves(mirrored, 2.2 * wavelength, 24, rng)
         fields[name] = pattern / np.sqrt(slope**2 + (0.35 * turns * pattern) ** 2)
-        fields[f"below {name}"] = mm * np.maximum(surface - np.clip(deep * depth, -2, 26), bare)
+        fields[f"below {name}"] = mm * np.maximum(surface - np.clip(shallower * depth, -2, 26), bare)
     return fields
 
 
@@ -464,20 +470,19 @@ def _myelination(ax, y, z):
     return 0.2 + 6.0 * far + 2.0 * frontal + 1.5 * temporal - 1.8 * occipital
 
 
-def _skull_and_face(x, y, z, mm: float, brain) -> dict[str, np.ndarray]:
+def _skull_and_face(x, y, z, mm: float, brain: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What lies around the brain: the depths (mm) below scalp and inner table, the eyes and the nose's airway."""
     ax = np.abs(x)
-    cranium = _smooth_maximum(
-        _ellipsoid(ax, y, z, (0, -16, 12), (74, 94, 74), power=2.2),
-        _ellipsoid(ax, y, z, (0, -50, -30), (58, 46, 40)),
-        12,
+    cerebrum, cerebellum, brainstem = (brain[name] / mm for name in ("cerebrum", "cerebellum", "brainstem"))
+    cranium = _smooth_maximum(_smooth_maximum(cerebrum, cerebellum, 16), brainstem, 12) + 3.5
+    face = _smooth_maximum(
+        _ellipsoid(ax, y, z, (0, 34, -50), (56, 52, 62)), _ellipsoid(ax, y, z, (0, 84, -50), (10, 14, 16)), 10
     )
-    cranium = _smooth_maximum(cranium, brain / mm + 0.5, 3)
-    face = _ellipsoid(ax, y, z, (0, 32, -52), (58, 52, 64))
-    neck = 50 - np.hypot(ax, 1.0 * (y + 28))
-    neck = np.minimum(neck, -z - 30)
-    head = _smooth_maximum(_smooth_maximum(cranium + 11, face, 16), neck, 24)
-    eyes = _ellipsoid(ax, y, z, (31, 66, -32), (12.5, 12.5, 12.5))
-    return {"head": mm * head, "cranium": mm * cranium, "eyes": mm * eyes}
+    neck = np.minimum(48 - np.hypot(ax, y + 26), -z - 30)
+    head = _smooth_maximum(_smooth_maximum(cranium + 10, face, 16), neck, 24)
+    airway = _smooth_maximum(_ellipsoid(ax, y, z, (0, 58, -50), (9, 26, 14)), _tube(ax, y, z, PHARYNX), 4)
+    eyes = _ellipsoid(ax, y, z, (31, 59, -30), (13, 13, 13))
+    return {"head": mm * head, "cranium": mm * cranium, "airway": mm * airway, "eyes": mm * eyes}
 
 
 def _ellipsoid(x, y, z, centre, radii, power: float = 2.0):
