@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from func.errors import BabyAIError
-from func.folding import FoldedUNet, fold, unet_shapes
+from func.folding import FoldedUNet, unet_shapes
 from func.volumes import atomic
 
 RECIPES = {
@@ -93,7 +93,7 @@ def load_weights(path, folded=True):
         config = {**RECIPES["babyai"], **config}
         _check_fit(path, recipe, unet_shapes(config), state_dict)
     if recipe == "babyai" and folded:
-        network = fold(state_dict, config)
+        network = FoldedUNet(state_dict, config)
     else:
         network = _filled(path, recipe, config, state_dict)
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
