@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,9 +123,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--shard",
         type=parse_shard,
         metavar="I/N",
-        default=slurm_shard(os.environ),
-        help="do only the I-th of N equal parts of the folder, I from 1 to N; in a Slurm job array the part is taken "
-        "from SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT unless this is given (--shard 1/1 does everything)",
+        help="do only the I-th of N parts of the folder, I from 1 to N; in a Slurm job array the part is taken from "
+        "SLURM_ARRAY_TASK_ID, _MIN, _MAX, _STEP and _COUNT unless this is given (--shard 1/1 does everything)",
     )
     raw = parser.add_argument_group("one raw pair")
     raw.add_argument("--t1", type=Path, help="isotropic T1w scan")
@@ -159,12 +158,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="replace results that are already there (default: keep them)",
     )
     arguments = parser.parse_args(argv)
+    arguments.shard = arguments.shard or slurm_shard(os.environ)
     check_arguments(parser, arguments)
     return arguments
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Exit with code 2 and one sentence where the arguments contradict each other."""
+    if arguments.shard is None:
+        parser.error("this Slurm job array is no regular range, so that its parts are unknown; give --shard I/N")
     raw = [arguments.t1, arguments.t2, arguments.output]
     if any(raw) and not all(raw):
         parser.error("a raw pair needs all three of --t1, --t2 and --output")
@@ -188,13 +190,15 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(part) - 1, int(count)
 
 
-def slurm_shard(environment: dict[str, str]) -> tuple[int, int]:
-    """The part of the folder that a task of a Slurm job array takes; all of it outside of one."""
+def slurm_shard(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """The part of the folder for this task of a Slurm job array: all of it outside of one, None for a gappy array."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
-    first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{key}", 1)) for key in ("MIN", "STEP"))
-    count = int(environment.get("SLURM_ARRAY_TASK_COUNT", 1))
-    return (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step % count, count
+    number = {key: int(environment.get(f"SLURM_ARRAY_TASK_{key}", 1)) for key in ("ID", "MIN", "MAX", "STEP", "COUNT")}
+    # Only 0-9, 1-10, 0-90:10 and the like tell which part of the whole a task is; 1,4,7 given as a list does not.
+    if (number["MAX"] - number["MIN"]) // number["STEP"] + 1 != number["COUNT"]:
+        return None
+    return (number["ID"] - number["MIN"]) // number["STEP"], number["COUNT"]
 
 
 def positive(text: str) -> float:

@@ -22,10 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import inference
 from func import volumes
 
-COUNT_OF_VOXELS_READ = 64
+SHAPE = (10, 11, 12)
 
 
-def doubled(t1, t2, weights, geometry=None, progress=None, **_):
+def write_subject(folder: Path, label: str, seed: int = 0, acq: str = "") -> Path:
+    """Write a pair of tiny volumes of noise; returns the T2w. `acq` goes into the T2w's name, as `acq-axial4mm_`."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    t1, t2 = folder / f"sub-{label}_T1w.nii.gz", folder / f"sub-{label}_{acq}T2w.nii.gz"
+    for path in (t1, t2):
+        nib.save(nib.Nifti1Image(random.uniform(1, 500, SHAPE).astype(np.float32), np.eye(4)), path)
+    return t2
+
+
+def doubled(t1, t2, weights=None, geometry=None, progress=None, **_):
     """What `func.reconstruction.reconstruct` gives back, with the T2w doubled for a reconstruction."""
     if progress:
         progress(1, 1)
@@ -53,7 +63,7 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
 
     def read_and_die(path, stream, *rest):
         if name in path.name:
-            stream.read(COUNT_OF_VOXELS_READ)
+            stream.read(64)
             kill()
         return read_data(path, stream, *rest)
 

@@ -21,19 +21,9 @@ import inference
 import stand_in
 from func.errors import BabyAIError
 from func.volumes import find_pairs, read_volume, result_path
+from stand_in import SHAPE, write_subject
 
 STAND_IN = Path(stand_in.__file__)
-SHAPE = (10, 11, 12)
-
-
-def write_subject(folder: Path, label: str, seed: int = 0) -> Path:
-    """A pair of tiny volumes; returns the T2w."""
-    random = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("T1w", "T2w"):
-        image = nib.Nifti1Image(random.uniform(1, 500, SHAPE).astype(np.float32), np.eye(4))
-        nib.save(image, folder / f"sub-{label}_{suffix}.nii.gz")
-    return folder / f"sub-{label}_T2w.nii.gz"
 
 
 @pytest.fixture

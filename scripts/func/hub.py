@@ -37,7 +37,11 @@ def find_weights(choice: str | Path) -> Path:
     """
     if str(choice) == "babyai":
         return fetch(WEIGHTS_FILE)
-    path = BUNDLED_WEIGHTS if str(choice) == "bundled" else Path(choice)
+    if str(choice) == "bundled":
+        if not BUNDLED_WEIGHTS.is_file():
+            raise BabyAIError(f"The bundled weights {BUNDLED_WEIGHTS} are missing; get the repository again.")
+        return BUNDLED_WEIGHTS
+    path = Path(choice)
     if not path.is_file():
         raise BabyAIError(f"There is no weights file {path}; use --weights bundled, --weights babyai or another path.")
     return path
@@ -85,9 +89,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RemoteEntryNotFoundError):
         return f"is not among the files of {_origin()}: check HF_ENDPOINT"
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"cannot be downloaded, since {_origin()} is missing or not open to you: log in with `hf auth login`"
-        )
+        return f"cannot be downloaded, since {_origin()} is missing or not open to you: log in with `hf auth login`"
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT):
         return f"does not fit on the disk of {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another folder"

@@ -1,0 +1,239 @@
+"""The command line of inference.py: what it finds, keeps, refuses and says, on a stand-in network."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import inference
+import stand_in
+from stand_in import SHAPE, write_subject
+
+REPO_ROOT = Path(inference.__file__).resolve().parents[1]
+SLURM = ("ID", "MIN", "MAX", "STEP", "COUNT")
+
+
+@pytest.fixture(autouse=True)
+def stand_in_network(monkeypatch):
+    for name, module in stand_in.stand_in_modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(inference, "find_weights", Path)
+    for key in SLURM:
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{key}", raising=False)
+
+
+@pytest.fixture
+def data(tmp_path):
+    for number in range(1, 6):
+        write_subject(tmp_path / "data" / f"sub-{number}", str(number), seed=number)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def infer(data, tmp_path, capsys):
+    """Run on `data`; returns exit code, standard output and standard error."""
+
+    def run(*more):
+        code = inference.main(["--data-dir", str(data), "--output-dir", str(tmp_path / "out"), *more])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def results(folder):
+    return sorted(path.name for path in folder.rglob("*.nii.gz"))
+
+
+def test_each_t2w_gets_its_result_and_sidecar_in_its_own_subfolder(data, tmp_path, infer):
+    write_subject(data / "sub-1", "1", acq="acq-axial4mm_")
+    code, out, err = infer()
+    assert code == 0 and not err and "6 reconstructed, 0 already there, 0 failed" in out
+    result = tmp_path / "out" / "sub-1" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz"
+    source = nib.load(data / "sub-1" / "sub-1_acq-axial4mm_T2w.nii.gz")
+    image = nib.load(result)
+    assert image.shape == SHAPE and image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(image.affine, source.affine)
+    np.testing.assert_array_equal(image.get_fdata(), 2 * source.get_fdata())
+    sidecar = json.loads(result.with_name(result.name.replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sources"] == ["sub-1/sub-1_acq-axial4mm_T2w.nii.gz", "sub-1/sub-1_T1w.nii.gz"]
+    assert sidecar["Weights"] == {"Name": "bundled", "Recipe": "compact", "SHA256": "0" * 64}
+    assert {"BABY-AI", "python", "torch", "nibabel"} <= set(sidecar["Versions"])
+    assert sidecar["Settings"] == {"Device": "auto", "Precision": "auto"}
+
+
+def test_results_are_kept_unless_overwrite(data, tmp_path, infer):
+    infer()
+    first = tmp_path / "out" / "sub-1" / "sub-1_desc-isotropic_T2w.nii.gz"
+    second = tmp_path / "out" / "sub-2" / "sub-2_desc-isotropic_T2w.nii.gz"
+    first.write_bytes(b"mine")
+    second.unlink()
+    assert "1 reconstructed, 4 already there, 0 failed" in infer()[1]
+    assert first.read_bytes() == b"mine" and second.exists()
+    assert "5 reconstructed, 0 already there, 0 failed" in infer("--overwrite")[1]
+    assert first.read_bytes() != b"mine"
+
+
+def test_results_beside_the_data_are_not_taken_for_data(data, infer):
+    for expected in ("5 reconstructed, 0 already there", "0 reconstructed, 5 already there"):
+        assert expected in infer("--output-dir", str(data))[1]
+
+
+def test_same_input_same_bytes(data, tmp_path, infer):
+    infer()
+    infer("--output-dir", str(tmp_path / "again"))
+    for path in (tmp_path / "out").rglob("*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "out")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda image: image.slicer[:, :, 1:], "differ in shape.*preprocessing.py"),
+        (lambda image: nib.Nifti1Image(image.get_fdata(), np.diag([1, 1, 4, 1])), "1 x 1 x 4 mm.*preprocessing.py"),
+        (
+            lambda image: nib.Nifti1Image(image.get_fdata(), nib.affines.from_matvec(np.eye(3), [1, 0, 0])),
+            "1.00 mm apart",
+        ),
+        (lambda image: nib.Nifti1Image(image.get_fdata() * 0, image.affine), "zero everywhere"),
+    ],
+)
+def test_a_bad_scan_is_told_in_one_line_and_the_others_done(data, tmp_path, infer, fault, message):
+    path = data / "sub-3" / "sub-3_T2w.nii.gz"
+    nib.save(fault(nib.load(path)), path)
+    code, out, err = infer()
+    assert code == 1 and "4 reconstructed, 0 already there, 1 failed" in out
+    assert err.count("\n") == 1 and str(path) in err and re.search(message, err)
+    assert results(tmp_path / "out") == [f"sub-{label}_desc-isotropic_T2w.nii.gz" for label in "1245"]
+
+
+def test_rounded_affines_are_no_error(data, infer):
+    for path in (data / "sub-3").iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(image.get_fdata(), np.diag([0.9999, 1.0001, 1, 1])), path)
+    assert infer()[0] == 0
+
+
+def test_an_error_of_ours_fails_one_scan_and_shows_where(data, infer, monkeypatch):
+    def faulty(t1, t2, *rest, **settings):
+        if "sub-2" in t2.get_filename():
+            raise ZeroDivisionError
+        return stand_in.doubled(t1, t2)
+
+    monkeypatch.setattr(sys.modules["func.reconstruction"], "reconstruct", faulty)
+    code, out, err = infer()
+    assert code == 1 and "4 reconstructed, 0 already there, 1 failed" in out
+    assert "Traceback" in err and "FAILED sub-2_T2w met an error in BABY-AI itself (ZeroDivisionError)" in err
+
+
+def test_too_little_memory_is_told(data, infer, monkeypatch):
+    def hungry(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(sys.modules["func.reconstruction"], "reconstruct", hungry)
+    code, _, err = infer()
+    assert code == 1 and err.count("needs more memory") == 5 and "Traceback" not in err
+
+
+def test_shards_share_the_folder(data, tmp_path, infer):
+    counts = []
+    for part in ("1/3", "2/3", "3/3"):
+        infer("--shard", part)
+        counts.append(len(results(tmp_path / "out")))
+    assert counts == [2, 4, 5]
+    assert "0 reconstructed, 0 already there" in infer("--shard", "9/9")[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((1, 1, 4, 1, 4), (0, 4)), ((3, 0, 3, 1, 4), (3, 4)), ((20, 0, 30, 10, 4), (2, 4)), ((3, 3, 3, 1, 1), (0, 1))],
+)
+def test_a_slurm_array_task_takes_its_part(monkeypatch, values, expected):
+    for key, value in zip(SLURM, values, strict=True):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+    assert inference.parse_arguments([]).shard == expected
+    assert inference.parse_arguments(["--shard", "1/1"]).shard == (0, 1)
+
+
+def test_a_gappy_slurm_array_is_refused(monkeypatch, capsys):
+    for key, value in zip(SLURM, (7, 1, 7, 1, 3), strict=True):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+    with pytest.raises(SystemExit, match="2"):
+        inference.parse_arguments([])
+    assert "give --shard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard", "0/3"], "not a part like"),
+        (["--shard", "4/3"], "not a part like"),
+        (["--t1", "a.nii.gz"], "all three"),
+        (["--thickness", "4"], "raw pair"),
+        (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.img"], "must end in"),
+        (["--t1", "a.nii", "--t2", "b.nii", "--output", "./b.nii"], "is an input"),
+        (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--thickness", "-1"], "not a length"),
+        (["--precision", "float16"], "invalid choice"),
+    ],
+)
+def test_a_wrong_call_is_told(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        inference.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_pairs_is_a_wrong_call(tmp_path, infer):
+    (tmp_path / "empty").mkdir()
+    assert infer("--data-dir", str(tmp_path / "empty"))[0] == 2
+    code, _, err = infer("--data-dir", str(tmp_path / "absent"))
+    assert code == 2 and "does not exist" in err and err.count("\n") == 1
+
+
+def test_a_raw_pair(data, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def reconstruct_raw(t1, t2, weights, sidecar, **settings):
+        asked.update(settings, sidecar=sidecar)
+        return stand_in.doubled(t1, t2, weights)
+
+    monkeypatch.setattr(sys.modules["func.reconstruction"], "reconstruct_raw", reconstruct_raw)
+    (data / "sub-1" / "sub-1_T2w.json").write_text('{"SliceThickness": 3, "MRAcquisitionType": "2D"}')
+    scans = ["--t1", str(data / "sub-1" / "sub-1_T1w.nii.gz"), "--t2", str(data / "sub-1" / "sub-1_T2w.nii.gz")]
+    output = tmp_path / "new" / "mine.nii.gz"
+    arguments = [*scans, "--output", str(output), "--thickness", "4", "--space", "t1"]
+    assert inference.main(arguments) == 0
+    assert asked["sidecar"] == {"SliceThickness": 4.0, "MRAcquisitionType": "2D"} and asked["space"] == "t1"
+    assert json.loads((tmp_path / "new" / "mine.json").read_text())["Sources"] == [scans[3], scans[1]]
+    assert inference.main(arguments) == 0
+    assert "0 reconstructed, 1 already there" in capsys.readouterr().out
+    output.unlink()
+    (data / "sub-1" / "sub-1_T1w.nii.gz").write_bytes(b"no")
+    assert inference.main(arguments) == 1
+    assert "not a NIfTI file" in capsys.readouterr().err and not output.exists()
+
+
+@pytest.mark.parametrize("folder", [REPO_ROOT, REPO_ROOT / "scripts"])
+def test_starts_from_anywhere(folder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, os.path.relpath(inference.__file__, folder), "--data-dir", str(tmp_path / "absent")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent does not exist" in done.stderr
+
+
+def test_starts_without_the_slow_libraries():
+    slow = "{'torch', 'monai', 'pandas', 'matplotlib', 'skimage', 'nilearn', 'huggingface_hub', 'SimpleITK'}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import inference, sys; sys.exit(str({slow} & set(sys.modules) or ''))"],
+        cwd=REPO_ROOT / "scripts",
+        capture_output=True,
+        text=True,
+    )
+    assert not done.stderr.strip()
