@@ -8,15 +8,22 @@ that meet data, computes the small maps in that form and the large ones directly
 float32 rounding. It needs no MONAI.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 SMALL = 4  # maps of up to this many voxels along an axis are computed as matrix products
 
+Form = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-def unet_shapes(config):
+
+def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in the state_dict of MONAI's residual `UNet(**config)`, without building it."""
     channels, inputs, outputs = config["channels"], config["in_channels"], config["out_channels"]
     depth, units = len(channels) - 1, config["num_res_units"]
@@ -25,14 +32,15 @@ def unet_shapes(config):
         prefix = "model." + "1.submodule." * level
         before = channels[level - 1] if level else inputs
         down = prefix + "0." if level < depth else prefix
-        kernel = 3 if level < depth else 1
+        stride = config["strides"][level] if level < depth else 1
         for unit in range(units):
             name = f"{down}conv.unit{unit}."
             shapes[name + "conv.weight"] = (channels[level], channels[level] if unit else before, 3, 3, 3)
             shapes[name + "conv.bias"] = (channels[level],)
             shapes[name + "adn.A.weight"] = (1,)
-        shapes[down + "residual.weight"] = (channels[level], before, kernel, kernel, kernel)
-        shapes[down + "residual.bias"] = (channels[level],)
+        if stride > 1 or channels[level] != before:
+            shapes[down + "residual.weight"] = (channels[level], before, *(3 * [3 if stride > 1 else 1]))
+            shapes[down + "residual.bias"] = (channels[level],)
     for level in range(depth):
         prefix = "model." + "1.submodule." * level + "2."
         after = channels[level - 1] if level else outputs
@@ -47,42 +55,47 @@ def unet_shapes(config):
     return shapes
 
 
-def filter_form(n):
-    """Matrices (O, K, T) of a zero-padded 3-tap filter on n points: y = O ((K w) * (T x)), with few products.
+def can_fold(config: Mapping[str, Any]) -> bool:
+    """Whether `UNet(**config)` is of the kind that `FoldedUNet` computes: strides of 2 and no normalisation."""
+    known = {"spatial_dims", "in_channels", "out_channels", "channels", "strides", "num_res_units", "norm"}
+    plain = config["spatial_dims"] == 3 and config["norm"] is None and config["num_res_units"] > 0
+    return set(config) == known and plain and set(config["strides"]) == {2}
+
+
+def filter_form(n: int) -> Form:
+    """Matrices (O, K, T) of a zero-padded 3-tap filter on n points, y = O ((K w) * (T x)), with few products.
 
     x and y have n points, w 3 taps, y[i] = w[0] x[i - 1] + w[1] x[i] + w[2] x[i + 1]. O is (n, r), K (r, 3) and
-    T (r, n); r is 1, 3 and 6 for n = 1, 2 and 4, where the direct sum takes 1, 4 and 10 products.
-    Toom and Cook's evaluation at points (Winograd, Arithmetic Complexity of Computations, 1980); up to two points it
-    is the taps that slide over the data, beyond that the data that slide over the taps.
+    T (r, n); r is 1, 3, 5 and 6 for n = 1, 2, 3 and 4, where the direct sum takes 1, 4, 7 and 10 products.
+    Toom and Cook's evaluation at points (Winograd, Arithmetic Complexity of Computations, 1980): the data slide over
+    the taps, or, where they are fewer, the taps over the data.
     """
-    points = (0, -1) if n <= 2 else (0, 1, -1, 0.5, -2)
-    r = 2 * n - 1 if n <= 2 else n + 2
-    taps = min(n, 3)
-    points = points[: r - 1]
+    r = min(2 * n - 1, n + 2)
+    points = (0, -1, 1, 0.5, -2)[: r - 1]
     interpolate = np.linalg.inv(_evaluate(points, r)).T
-    if n <= 2:
-        K = np.zeros((r, 3))
-        K[:, 2 - n : n + 1] = interpolate
-        return _evaluate(points, n).T[::-1], K, _evaluate(points, n)
-    return _evaluate(points, n).T, _evaluate(points, taps), interpolate[:, 1:-1]
+    if n > 2:
+        return _evaluate(points, n).T, _evaluate(points, 3), interpolate[:, 1:-1]
+    taps = np.zeros((r, 3))
+    taps[:, 2 - n : n + 1] = interpolate
+    return _evaluate(points, n).T[::-1], taps, _evaluate(points, n)
 
 
-def _evaluate(points, terms):
+def _evaluate(points: Sequence[float], terms: int) -> np.ndarray:
     """The matrix that evaluates a polynomial of so many terms at the points and at infinity."""
     return np.vstack([np.vander(points, terms, increasing=True), np.eye(terms)[-1:]])
 
 
-def halving_form(n):
+def halving_form(n: int) -> Form:
     """As `filter_form` for a filter of stride 2, y[i] = w[0] x[2i - 1] + w[1] x[2i] + w[2] x[2i + 1]."""
     return _direct_form(n // 2, n, [(i, tap, 2 * i + tap - 1) for i in range(n // 2) for tap in range(3)])
 
 
-def doubling_form(n):
+def doubling_form(n: int) -> Form:
     """As `filter_form` for a transposed filter of stride 2: y[2j + tap - 1] collects w[tap] x[j]; y has 2n points."""
     return _direct_form(2 * n, n, [(2 * j + tap - 1, tap, j) for j in range(n) for tap in range(3)])
 
 
-def _direct_form(outputs, inputs, terms):
+def _direct_form(outputs: int, inputs: int, terms: list[tuple[int, int, int]]) -> Form:
     """The matrices of a plain sum of products, terms (output, tap, input); those outside the map are left out."""
     terms = [(y, tap, x) for y, tap, x in terms if 0 <= y < outputs and 0 <= x < inputs]
     y, tap, x = zip(*terms, strict=True)
@@ -92,12 +105,12 @@ def _direct_form(outputs, inputs, terms):
 FORMS = {"same": filter_form, "down": halving_form, "up": doubling_form}
 
 
-def _cubed(matrix):
+def _cubed(matrix: np.ndarray) -> Tensor:
     """One matrix for all three axes of maps flattened in C order."""
     return torch.from_numpy(np.kron(np.kron(matrix, matrix), matrix).astype(np.float32))
 
 
-def kind_and_size(name, depth, patch):
+def kind_and_size(name: str, depth: int, patch: int) -> tuple[str, int]:
     """What the convolution of this name does to its maps ("same", "down" or "up") and their size before it."""
     level = name.count("submodule")
     part = name.removeprefix("model." + "1.submodule." * level)
@@ -109,13 +122,13 @@ def kind_and_size(name, depth, patch):
     return ("up", patch >> (level + 1)) if part.startswith("2.0") else ("same", patch >> level)
 
 
-def taps_that_meet_data(kind, size):
+def taps_that_meet_data(kind: str, size: int) -> slice:
     """The taps of a 3-tap filter that ever meet data on an axis of `size` voxels, as a slice; others see padding."""
     met = np.flatnonzero(FORMS[kind](min(size, SMALL))[1].any(axis=0))
     return slice(int(met[0]), int(met[-1]) + 1)
 
 
-def prune(weight, kind, size):
+def prune(weight: Tensor, kind: str, size: int) -> Tensor:
     """The taps of a 3^3 kernel that meet data, from a 3^3 one, a 1^3 one (its centre) or an already pruned one."""
     taps = taps_that_meet_data(kind, size)
     count = taps.stop - taps.start
@@ -124,7 +137,7 @@ def prune(weight, kind, size):
     return weight if weight.shape[-1] == count else weight[..., taps, taps, taps]
 
 
-def pruned(state_dict, config, patch=32):
+def pruned(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], patch: int = 32) -> dict[str, Tensor]:
     """The state_dict with only the taps that meet data in patches of this size: what a folded file holds."""
     depth = len(config["channels"]) - 1
     return {
@@ -139,7 +152,7 @@ class Reduced(nn.Module):
     Always in float32: the sums of data and of taps that `filter_form` multiplies lose too much in bfloat16.
     """
 
-    def __init__(self, kind, size, weight, bias):
+    def __init__(self, kind: str, size: int, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         scatter, taps, gather = FORMS[kind](size)
         products = _cubed(taps[:, taps_that_meet_data(kind, size)]) @ weight.flatten(2).flatten(0, 1).t()
@@ -149,7 +162,7 @@ class Reduced(nn.Module):
         self.register_buffer("scatter", _cubed(scatter))
         self.register_buffer("bias", bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             products = torch.bmm(_mixed(self.gather, as_voxels(x).float()), self.weight)
             return _mixed(self.scatter, products).add_(self.bias)
@@ -158,13 +171,13 @@ class Reduced(nn.Module):
 class Direct(nn.Module):
     """A convolution of large maps by the library's own kernel, on maps laid out (batch, channels, x, y, z)."""
 
-    def __init__(self, kind, size, weight, bias):
+    def __init__(self, kind: str, size: int, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.kind = kind
         self.register_buffer("weight", weight.clone(memory_format=torch.channels_last_3d))
         self.register_buffer("bias", bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = as_maps(x)
         if self.kind == "up":
             return F.conv_transpose3d(x, self.weight, self.bias, stride=2, padding=1, output_padding=1)
@@ -174,25 +187,25 @@ class Direct(nn.Module):
 class SingleChannel(nn.Module):
     """A convolution of one channel to one: the planes along x serve as the channels of a convolution in y and z."""
 
-    def __init__(self, kind, size, weight, bias):
+    def __init__(self, kind: str, size: int, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         shifted = torch.stack([torch.diag(torch.ones(size - abs(shift)), shift) for shift in (-1, 0, 1)])
         self.register_buffer("weight", torch.einsum("toi,tyz->oiyz", shifted, weight[0, 0]))
         self.register_buffer("bias", bias.expand(size))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x[:, 0], self.weight, self.bias, padding=1)[:, None]
 
 
 class SingleOutput(nn.Module):
     """A transposed convolution to one channel: every tap of every voxel in one product, then the sums of those."""
 
-    def __init__(self, kind, size, weight, bias):
+    def __init__(self, kind: str, size: int, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", weight[:, 0].flatten(1).t().contiguous())
         self.register_buffer("bias", bias)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         batch, channels, *size = x.shape
         voxels = x.permute(0, 2, 3, 4, 1).reshape(-1, channels)
         y = (self.weight @ voxels.t()).view(3, 3, 3, batch, *size)
@@ -204,7 +217,7 @@ class SingleOutput(nn.Module):
         return y[:, None].add_(self.bias)
 
 
-def form_for(kind, size, weight):
+def form_for(kind: str, size: int, weight: Tensor) -> type[nn.Module]:
     """The class that computes a convolution with this weight on maps of this size fastest."""
     if size * (2 if kind == "up" else 1) <= SMALL:
         return Reduced
@@ -218,11 +231,11 @@ def form_for(kind, size, weight):
 class Chain(nn.Module):
     """Convolutions one after the other, each followed by its leaky slope, or by nothing where that is None."""
 
-    def __init__(self, convolutions, slopes):
+    def __init__(self, convolutions: Sequence[nn.Module], slopes: Sequence[float | None]) -> None:
         super().__init__()
         self.convolutions, self.slopes = nn.ModuleList(convolutions), slopes
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for convolution, slope in zip(self.convolutions, self.slopes, strict=True):
             x = convolution(x)
             if slope is not None:
@@ -233,11 +246,11 @@ class Chain(nn.Module):
 class ResidualUnit(Chain):
     """A chain whose input, or a convolution of it, is added to its output."""
 
-    def __init__(self, convolutions, slopes, residual):
+    def __init__(self, convolutions: Sequence[nn.Module], slopes: Sequence[float | None], residual: nn.Module) -> None:
         super().__init__(convolutions, slopes)
         self.residual = residual
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         residual = self.residual(x)
         return y.add_(as_voxels(residual) if y.dim() == 3 else residual)
@@ -249,28 +262,28 @@ class FoldedUNet(nn.Module):
     The state_dict may be whole or `pruned`. For inference only: what it holds is made from the weights, in float32.
     """
 
-    def __init__(self, state_dict, config, patch=32):
+    def __init__(self, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], patch: int = 32) -> None:
         super().__init__()
         depth = len(config["channels"]) - 1
         levels = ["model." + "1.submodule." * level for level in range(depth + 1)]
 
-        def convolution(name):
+        def convolution(name: str) -> nn.Module:
             kind, size = kind_and_size(name, depth, patch)
             weight = prune(state_dict[f"{name}.weight"], kind, size).detach().float()
             bias = state_dict[f"{name}.bias"].detach().float().clone()
             return form_for(kind, size, weight)(kind, size, weight, bias)
 
-        def slope(name):
+        def slope(name: str) -> float | None:
             return float(state_dict[f"{name}.adn.A.weight"]) if f"{name}.adn.A.weight" in state_dict else None
 
-        def residual_unit(prefix, units):
+        def residual_unit(prefix: str, units: int) -> ResidualUnit:
             names = [f"{prefix}conv.unit{unit}" for unit in range(units)]
             residual = convolution(f"{prefix}residual") if f"{prefix}residual.weight" in state_dict else nn.Identity()
             return ResidualUnit(
                 [convolution(f"{name}.conv") for name in names], [slope(name) for name in names], residual
             )
 
-        def up(prefix):
+        def up(prefix: str) -> Chain:
             return Chain([convolution(f"{prefix}0.conv")], [slope(f"{prefix}0")])
 
         units = config["num_res_units"]
@@ -280,7 +293,7 @@ class FoldedUNet(nn.Module):
             nn.Sequential(up(f"{level}2."), residual_unit(f"{level}2.1.", 1)) for level in reversed(levels[:-1])
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         skipped = []
         for down in self.down:
             x = down(x)
@@ -291,12 +304,12 @@ class FoldedUNet(nn.Module):
         return x
 
 
-def as_voxels(x):
+def as_voxels(x: Tensor) -> Tensor:
     """Maps laid out (voxels, batch, channels), from either layout."""
     return x if x.dim() == 3 else x.permute(2, 3, 4, 0, 1).flatten(0, 2)
 
 
-def as_maps(x):
+def as_maps(x: Tensor) -> Tensor:
     """Cubic maps laid out (batch, channels, x, y, z), channels last in memory, from either layout."""
     if x.dim() == 5:
         return x
@@ -304,7 +317,7 @@ def as_maps(x):
     return x.unflatten(0, (size, size, size)).permute(3, 4, 0, 1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
-def _mixed(matrix, x):
+def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
     """New voxels as linear combinations of the old: matrix (V', V) times x (V, B, C)."""
     if matrix.shape == (1, 1):
         return x

@@ -1,13 +1,17 @@
 """Cut a volume into overlapping patches, run a network on each, and blend the outputs back into one volume."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,9 @@ class AxisTiling:
     before: int
     after: int
     starts: tuple[int, ...]
-    taper: torch.Tensor
+    taper: Tensor
 
-    def coverage(self, length):
+    def coverage(self, length: int) -> Tensor:
         """The sum of the tapers over each of the `length` voxels of the padded axis."""
         total = torch.zeros(length)
         for start in self.starts:
@@ -30,7 +34,7 @@ class AxisTiling:
         return total
 
 
-def tile_axis(length, patch, stride, weighting="equal"):
+def tile_axis(length: int, patch: int, stride: int, weighting: str = "equal") -> AxisTiling:
     """Cover an axis of `length` voxels with windows of `patch` voxels, `stride` apart.
 
     "equal", the published way, pads both sides with zeros until the windows fit, and weighs every voxel of a window
@@ -51,31 +55,36 @@ def tile_axis(length, patch, stride, weighting="equal"):
     return AxisTiling(before, padded - length - before, tuple(starts), taper)
 
 
-def count_patches(shape, patch=(32, 32, 32), stride=(16, 16, 16), weighting="equal"):
+def count_patches(
+    shape: Sequence[int],
+    patch: Sequence[int] = (32, 32, 32),
+    stride: Sequence[int] = (16, 16, 16),
+    weighting: str = "equal",
+) -> int:
     """The number of windows that `run_patches` lays over a volume of `shape`, empty ones included."""
     axes = zip(shape, patch, stride, strict=True)
     return math.prod(len(tile_axis(*axis, weighting).starts) for axis in axes)
 
 
 def run_patches(
-    network,
-    inputs,
-    patch=(32, 32, 32),
-    stride=(16, 16, 16),
-    batch_size=8,
-    weighting="equal",
-    precision="float32",
-    device="cpu",
-    progress=None,
-):
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    patch: Sequence[int] = (32, 32, 32),
+    stride: Sequence[int] = (16, 16, 16),
+    batch_size: int = 8,
+    weighting: str = "equal",
+    precision: str = "float32",
+    device: str | torch.device = "cpu",
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
     """Run `network` on every window of `inputs` (C, X, Y, Z) and blend its outputs into one volume (X, Y, Z).
 
     The network takes (B, C, *patch), gives (B, 1, *patch), and is already on `device`; the result comes back on the
     CPU, float32, cropped to the size of the inputs. Windows and `weighting` are those of `tile_axis`.
 
-    A window whose inputs are all zero is computed once and its output reused. Outputs are added up in the order of
-    the windows, so that the same call gives the same bits. `progress` is called with the number of windows just done,
-    `count_patches(...)` in all.
+    A window whose inputs are all zero is computed once and its output reused. Outputs are added up in a fixed order:
+    the same call gives the same bits. `progress` is called with the number of windows just done, `count_patches(...)`
+    in all.
     """
     axes = [tile_axis(*axis, weighting) for axis in zip(inputs.shape[1:], patch, stride, strict=True)]
     margins = [(axis.before, axis.after) for axis in axes]
@@ -88,7 +97,7 @@ def run_patches(
     done = progress or (lambda count: None)
 
     with torch.inference_mode(), computing(device, precision):
-        occupied = [bool(volume[:, *window].any()) for window in windows]
+        occupied = _occupied(volume, axes)
         empty = list(itertools.compress(windows, (not some for some in occupied)))
         if empty:
             background = network(volume.new_zeros(1, len(volume), *patch))[0, 0].float() * taper
@@ -106,8 +115,17 @@ def run_patches(
     return (total / coverage)[crop].cpu()
 
 
+def _occupied(volume: Tensor, axes: Sequence[AxisTiling]) -> list[bool]:
+    """Which windows over a volume (C, X, Y, Z) hold anything but zeros, one axis after the other."""
+    occupied = (volume != 0).any(dim=0)
+    for dim, axis in enumerate(axes):
+        spans = [occupied.narrow(dim, start, len(axis.taper)).any(dim) for start in axis.starts]
+        occupied = torch.stack(spans, dim)
+    return occupied.flatten().tolist()
+
+
 @contextlib.contextmanager
-def computing(device, precision="float32"):
+def computing(device: str | torch.device, precision: str = "float32") -> Iterator[None]:
     """Compute in "float32" (IEEE, on GPUs too), in "bfloat16", or in whichever "auto" finds right for the device."""
     device = torch.device(device)
     if precision == "auto":
@@ -116,17 +134,21 @@ def computing(device, precision="float32"):
         with torch.autocast(device.type, torch.bfloat16):
             yield
     elif precision == "float32":
-        tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        # cuDNN would otherwise convolve in TF32, with 10 bits of mantissa.
+        operations = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+        before = [operation.fp32_precision for operation in operations]
+        for operation in operations:
+            operation.fp32_precision = "ieee"
         try:
             yield
         finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+            for operation, precision in zip(operations, before, strict=True):
+                operation.fp32_precision = precision
     else:
         raise ValueError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
 
 
-def has_fast_bfloat16(device="cpu"):
+def has_fast_bfloat16(device: str | torch.device = "cpu") -> bool:
     """Whether the device computes in bfloat16 natively; where it only emulates it, bfloat16 is slower than float32."""
     device = torch.device(device)
     if device.type == "cuda":
@@ -138,7 +160,7 @@ def has_fast_bfloat16(device="cpu"):
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _outer(vectors):
+def _outer(vectors: Iterable[Tensor]) -> Tensor:
     """The outer product of three vectors, shape (X, Y, Z)."""
     x, y, z = vectors
     return x[:, None, None] * y[:, None] * z
