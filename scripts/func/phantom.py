@@ -42,7 +42,7 @@ LABELS = {
 # Points inside named structures, in the adult MNI frame (mm).
 LANDMARKS = {
     "genu of the corpus callosum": (0, 27, 9),
-    "splenium of the corpus callosum": (0, -42, 12),
+    "splenium of the corpus callosum": (0, -38, 12),
     "third ventricle": (0, -10, 2),
     "fourth ventricle": (0, -46, -33),
     "pons": (0, -25, -29),
@@ -80,11 +80,15 @@ EIGHTHS = np.array(list(np.ndindex(2, 2, 2))) / 2 - 0.25  # eight points spread 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A T1w and T2w scan of one digital infant, and what lies in each voxel (LABELS)."""
+    """A T1w and a T2w scan of one digital infant, and what lies in each voxel (LABELS).
+
+    `size` is the head's relative to its age's, `scale` to the adult's along x, y and z.
+    """
 
     t1: nib.Nifti1Image
     t2: nib.Nifti1Image
     labels: nib.Nifti1Image
+    size: float
     scale: np.ndarray
 
     def landmarks(self) -> dict[str, np.ndarray]:
@@ -123,7 +127,9 @@ def infant_brain(
     growth = np.array([np.interp(age_months, GROWTH_AGES, factors) for factors in GROWTH])
     bounds = np.array(HEAD_BOUNDS if skull else BRAIN_BOUNDS, dtype=float)
     if size is None:
-        size = 1.0 if affine is not None else min(1.0, (np.array(shape) / (np.ptp(bounds, axis=0) * growth)).min())
+        size = (
+            1.0 if affine is not None else min(1.0, ((np.array(shape) - 3) / (np.ptp(bounds, axis=0) * growth)).min())
+        )
     scale = growth * size
     if affine is None:
         affine = ATLAS_AFFINE
@@ -135,7 +141,7 @@ def infant_brain(
     head = _head(float(age_months), skull, seed, tuple(scale))
     t1, t2, labels = head.scan(tuple(shape), affine)
     images = (nib.Nifti1Image(array, affine) for array in (t1, t2, labels))
-    return Phantom(*images, scale=scale)
+    return Phantom(*images, size=size, scale=scale)
 
 
 class Head:
@@ -277,7 +283,7 @@ def _contrast(age_months: float, f: dict[str, np.ndarray]) -> dict[str, tuple]:
     """T1w and T2w signal of each tissue, relative to white matter's and fluid's brightest."""
     grown = min(1.0, age_months / 12)
     on_t1 = _sigmoid((age_months - f["myelination"]) / 1.6)
-    on_t2 = _sigmoid((age_months - 1.4 * f["myelination"] - 2.0) / 2.2)
+    on_t2 = _sigmoid((age_months - f["myelination"] - 2.5) / 1.8)
     white = (0.45 + 0.38 * on_t1, 0.60 - 0.30 * on_t2)
     grey = (0.62 - 0.03 * grown, 0.40 + 0.05 * grown)
     return {
@@ -300,6 +306,7 @@ def _head(age_months: float, skull: bool, seed: int, scale: tuple[float, float, 
     """Tabulate the head's functions on a lattice that holds it."""
     scale = np.array(scale)
     low, high = CENTRE + scale * np.array(HEAD_BOUNDS if skull else BRAIN_BOUNDS)
+    low = LATTICE * np.floor(low / LATTICE)  # one lattice, whatever part of it is needed
     axes = [np.arange(a, b + LATTICE, LATTICE) for a, b in zip(low, high, strict=True)]
     adult = [(axis - c) / s for axis, c, s in zip(axes, CENTRE, scale, strict=True)]
     x, y, z = np.meshgrid(*[axis.astype(np.float32) for axis in adult], indexing="ij")
@@ -320,7 +327,7 @@ def _anatomy(x, y, z, mm: float, rng: np.random.Generator) -> dict[str, np.ndarr
     cerebrum = _smooth_minimum(_cerebrum(ax, y, z), -cerebellum - 2.5, 4)
     brainstem = _brainstem(ax, x, y, z)
     brain = _smooth_maximum(_smooth_maximum(cerebrum + 2.0, cerebellum + 2.0, 8), brainstem + 1.2, 3)
-    brain = np.minimum(brain, z + 62)
+    brain = np.minimum(brain, z + 54)
     below_fissure = _ellipsoid(0 * ax, y, z, (0, -6, 3), (1, 37, 28))  # the callosum and all that it encloses
     return {
         "brain": mm * brain,
@@ -358,7 +365,7 @@ AQUEDUCT = ((0, -26, -4, 1.2), (0, -38, -24, 1.4))
 
 def _cerebrum(ax, y, z):
     """Depth below the smooth hull of both hemispheres, mm of the adult frame."""
-    main = _ellipsoid(ax, y, z, (0, -15, 17), (69 - 0.10 * (y + 15), 88, 63), power=2.3)
+    main = _ellipsoid(ax, y, z, (0, -15, 17), (69 - 0.10 * (y + 15), 88, 63), power=2.2)
     main = _smooth_minimum(main, z + 21 + 0.10 * np.minimum(y - 10, 0), 10)
     temporal = _ellipsoid(ax, *_turned(y + 14, z + 20, 12), (44, 0, 0), (22, 42, 20))
     hull = _smooth_maximum(main, temporal, 9)
@@ -367,8 +374,8 @@ def _cerebrum(ax, y, z):
 
 
 def _cerebellum(ax, y, z):
-    hemispheres = _ellipsoid(ax, y, z, (23, -63, -36), (29, 25, 20))
-    vermis = _ellipsoid(ax, y, z, (0, -66, -30), (12, 21, 20))
+    hemispheres = _ellipsoid(ax, y, z, (23, -63, -33), (29, 25, 19))
+    vermis = _ellipsoid(ax, y, z, (0, -66, -29), (12, 21, 19))
     return _smooth_maximum(hemispheres, vermis, 5)
 
 
@@ -454,8 +461,8 @@ def _folia(ax, x, y, z, cerebellum, mm: float) -> dict[str, np.ndarray]:
 
 def _nuclei(ax, y, z):
     """Caudate, lentiform nucleus, thalamus, hippocampus and amygdala."""
-    thalamus = _ellipsoid(*_turned(ax - 11, y + 18, 22), z, (0, 0, 7), (8, 15, 9))
-    lentiform = _ellipsoid(*_turned(ax - 25, y - 2, -14), z, (0, 0, 2), (7, 17, 10))
+    thalamus = _ellipsoid(*_turned(ax - 11, y + 18, 22), z, (0, 0, 7), (9, 16, 10))
+    lentiform = _ellipsoid(*_turned(ax - 25, y - 2, -14), z, (0, 0, 2), (7.5, 19, 11))
     nuclei = np.maximum(thalamus, lentiform)
     nuclei = np.maximum(nuclei, _tube(ax, y, z, CAUDATE))
     return np.maximum(nuclei, _tube(ax, y, z, HIPPOCAMPUS))
@@ -467,7 +474,7 @@ def _myelination(ax, y, z):
     frontal = _sigmoid((y - 15) / 14)
     temporal = _sigmoid(-(z + 10) / 8) * _sigmoid((y + 45) / 10)
     occipital = _sigmoid(-(y + 55) / 12)
-    return 0.2 + 6.0 * far + 2.0 * frontal + 1.5 * temporal - 1.8 * occipital
+    return 1.2 + 7.0 * far + 2.0 * frontal + 1.5 * temporal - 1.8 * occipital
 
 
 def _skull_and_face(x, y, z, mm: float, brain: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
