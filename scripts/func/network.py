@@ -213,7 +213,7 @@ def _check_fit(path: Path, recipe: str, expected: dict[str, tuple[int, ...]], st
     for other in (*RECIPES, FOLDED):
         if other != recipe and found == _shapes(other):
             raise BabyAIError(f"{does_not_fit} but {other}: write it with func.network.save_weights, which says so.")
-    if {name.removeprefix("module.") for name in found} == set(expected):
+    if {f"module.{name}" for name in expected} == set(found):
         raise BabyAIError(f"{does_not_fit}: it was saved from a parallel wrapper; save model.module.state_dict().")
     missing, foreign = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or foreign:
