@@ -276,7 +276,7 @@ def _spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
     knots = np.arange(first, length - 1 + 5 * spacing, spacing)
     basis = BSpline.design_matrix(np.arange(length, dtype=float), knots, 3).toarray()
     orthonormal = np.linalg.svd(basis, full_matrices=False)
-    frame = orthonormal.U[:, orthonormal.S > 1e-9 * orthonormal.S[0]]
+    frame = orthonormal.U[:, 1e-9 * orthonormal.S[0] < orthonormal.S]
     residual = columns - frame @ (frame.T @ columns)
     # Against what a constant leaves, so that bright flat columns do not make every spacing fit.
     return float(np.linalg.norm(residual) / np.linalg.norm(columns - columns.mean(axis=0)))

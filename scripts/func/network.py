@@ -186,7 +186,8 @@ def _network_of(path: Path, recipe: str, config: dict, state_dict: Mapping[str, 
     except (TypeError, ValueError, KeyError) as error:
         raise BabyAIError(f"{path} has a configuration that {recipe} cannot be built from: {error}.") from error
     _check_fit(path, recipe, _shapes_of(network.state_dict()), state_dict)
-    network.load_state_dict(state_dict, assign=True)
+    # Half precision keeps a file small; computing is in float32.
+    network.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()}, assign=True)
     return network
 
 

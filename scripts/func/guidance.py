@@ -1,0 +1,90 @@
+"""What the compact network is told about a case: the scans, the detail that the T1w suggests, and the slice geometry.
+
+Arrays here have the slices stacked along their last axis and intensities of about 0 to 1 (see func.intensity).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from func.acquisition import SliceGeometry, acquire, along, upsample
+
+CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
+
+_IN_PLANE_SIGMA = 2.5  # voxels
+_THROUGH_PLANE_SIGMA = 0.9  # slices
+_NOISE = 0.1  # of the T1w's range: contrast in the T1w below this suggests nothing
+_STEEPEST = 2.0
+
+
+def network_inputs(
+    t1: np.ndarray, upsampled: np.ndarray, slices: np.ndarray | None = None, geometry: SliceGeometry | None = None
+) -> np.ndarray:
+    """The seven input channels of the compact network (see CHANNELS).
+
+    Args:
+        t1: T1w, shape (X, Y, Z).
+        upsampled: T2w, cubic up-sampled to the same grid.
+        slices: the T2w's measured slices, shape (X, Y, geometry.count); None where they are not known.
+        geometry: of these slices, along axis 2.
+
+    Returns:
+        float32 array of shape (7, X, Y, Z). The second is the T2w with the suggested detail already added.
+    """
+    inputs = np.zeros((len(CHANNELS), *t1.shape), dtype=np.float32)
+    inputs[0], inputs[1] = t1, upsampled
+    if geometry is None:
+        return inputs
+    length = t1.shape[2]
+    planes = (np.arange(length) - geometry.first_center) / geometry.spacing
+    nearest = np.clip(np.round(planes), 0, geometry.count - 1)
+    inputs[2] = np.minimum(2 * np.abs(planes - nearest), 2)
+    inputs[3] = profile_width(geometry) / 2
+    inputs[4] = geometry.spacing / 4
+    inputs[5], inputs[6] = suggested_detail(t1, slices, geometry)
+    inputs[1] += inputs[5]
+    return inputs
+
+
+def profile_width(geometry: SliceGeometry) -> float:
+    """Standard deviation of the slice profile, in voxels."""
+    box, gaussian = geometry.thickness / math.sqrt(12), geometry.thickness / (2 * math.sqrt(2 * math.log(2)))
+    return {"box": box, "gaussian": gaussian, "point": 0.0}[geometry.profile]
+
+
+def suggested_detail(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> tuple[np.ndarray, np.ndarray]:
+    """The through-plane detail that the T2w would have if it followed the T1w as it does, locally, between its slices.
+
+    A guided filter (He et al., IEEE TPAMI 35(6), 2013) whose local slope is fitted where both contrasts are known, on
+    the slices, and applied to what slicing takes from the T1w.
+
+    Returns:
+        The suggested T2w detail and the T1w detail it was made from, both of shape (X, Y, Z).
+    """
+    length = t1.shape[2]
+    t1_slices = acquire(t1, geometry)
+    present = acquire((t1 > 0).astype(np.float32), geometry)
+    weight = _smooth(present) + 1e-2
+    mean_t1, mean_t2 = _smooth(t1_slices) / weight, _smooth(slices) / weight
+    variance = np.maximum(_smooth(t1_slices**2) / weight - mean_t1**2, 0)
+    covariance = _smooth(t1_slices * slices) / weight - mean_t1 * mean_t2
+    slope = np.clip(covariance / (variance + _NOISE**2), -_STEEPEST, _STEEPEST)
+    t1_detail = t1 - upsample(t1_slices, geometry, length)
+    return upsample(slope, geometry, length) * t1_detail, t1_detail
+
+
+def _smooth(slices: np.ndarray) -> np.ndarray:
+    for axis, sigma in enumerate((_IN_PLANE_SIGMA, _IN_PLANE_SIGMA, _THROUGH_PLANE_SIGMA)):
+        slices = along(_gaussian_matrix(slices.shape[axis], sigma), slices, axis)
+    return slices
+
+
+@lru_cache(maxsize=64)
+def _gaussian_matrix(length: int, sigma: float) -> np.ndarray:
+    """Gaussian smoothing along an axis as a matrix, shape (length, length); zeros lie beyond the ends."""
+    distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    full = np.exp(-0.5 * (np.arange(-math.ceil(4 * sigma), math.ceil(4 * sigma) + 1) / sigma) ** 2).sum()
+    return (np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= 4 * sigma) / full).astype(np.float32)

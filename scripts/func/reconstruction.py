@@ -1,0 +1,435 @@
+"""From a T1w and a T2w scan to the isotropic T2w: the whole reconstruction of one case.
+
+Volumes come in and go out as nibabel images in the scan's own intensities. In between the T2w's slices lie along the
+last axis: normalise, run the network, agree with the measured slices, undo the normalisation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
+
+from func.acquisition import (
+    SliceGeometry,
+    acquire,
+    along,
+    make_consistent,
+    measured_slices,
+    recover_geometry,
+    slice_matrix,
+    upsample,
+    upsampling_matrix,
+)
+from func.compact import MULTIPLE
+from func.errors import BabyAIError
+from func.guidance import network_inputs
+from func.intensity import published_normalise, scale_of, zero_based_scale
+from func.network import Weights
+from func.patches import count_patches, has_fast_bfloat16, run_patches
+from func.volumes import from_ras, image_of, name_of, to_ras
+
+Progress = Callable[[int, int], object]
+
+# The compact network takes up to this many voxels along an axis at once; larger volumes are cut, overlapping.
+_WINDOW = 192
+_OVERLAP = 48
+_MARGIN = 6  # voxels of air kept around the head
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One reconstructed T2w.
+
+    Attributes:
+        image: float32, in the T2w's own intensities.
+        report: what was done and found (plain values, for the JSON sidecar).
+        residual: measured slices minus those of the result, on the slices' own grid; None without slice geometry.
+    """
+
+    image: nib.Nifti1Image
+    report: dict
+    residual: nib.Nifti1Image | None = None
+
+
+def reconstruct(
+    t1: nib.Nifti1Image,
+    t2: nib.Nifti1Image,
+    weights: Weights,
+    geometry: SliceGeometry | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Reconstruct a T2w that was up-sampled to the T1w's grid.
+
+    Args:
+        t1, t2: on one grid of 1 mm voxels, in any orientation.
+        weights: of any recipe; ``babyai`` runs the published procedure and nothing else.
+        geometry: of the slices behind ``t2``, on its own axes; recovered from the volume where it is None.
+        device: ``auto``, or as torch names it.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+        progress: called with (windows done, windows in all).
+
+    Raises:
+        BabyAIError: the device is not there, or the scans hold nothing to scale intensities by.
+    """
+    device, precision = choose_device(device, precision)
+    network = weights.network.to(device)
+    if weights.recipe == "babyai":
+        return _reconstruct_published(t1, t2, network, device, precision, progress)
+
+    t1_array, t2_array = _array(t1), _array(t2)
+    geometry, source = _explaining_geometry(t2_array, geometry)
+    axis = geometry.axis if geometry else int(np.argmin(t2_array.shape))
+    turn = [other for other in range(3) if other != axis] + [axis]
+    t1_turned, t2_turned = np.transpose(t1_array, turn), np.transpose(t2_array, turn)
+    turned = replace(geometry, axis=2) if geometry else None
+    slices = measured_slices(t2_turned, turned) if turned else None
+    result, residual, checks, seconds = _reconstruct_array(
+        t1_turned, t2_turned, slices, turned, network, device, precision, progress
+    )
+    image = image_of(np.ascontiguousarray(np.transpose(result, np.argsort(turn))), t2.affine, t2)
+    stated = geometry.to_sidecar(float(voxel_sizes(t2.affine)[axis])) if geometry else {}
+    report = {"SliceGeometry": {"Source": source, **stated}, "Checks": checks, "Seconds": seconds}
+    report["Computed"] = {"Device": str(device), "Precision": precision}
+    residual_image = None
+    if residual is not None:
+        steps = np.ones(3)
+        steps[axis] = geometry.spacing
+        origin = np.zeros(3)
+        origin[axis] = geometry.first_center
+        affine = t2.affine @ nib.affines.from_matvec(np.diag(steps), origin)
+        residual_image = image_of(np.ascontiguousarray(np.transpose(residual, np.argsort(turn))), affine, t2)
+    return Reconstruction(image, report, residual_image)
+
+
+def reconstruct_raw(
+    t1: nib.Nifti1Image,
+    t2: nib.Nifti1Image,
+    weights: Weights,
+    sidecar: dict | None = None,
+    space: str = "1mm",
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Reconstruct a T2w stack as it was acquired, in the T1w's frame.
+
+    The T1w is brought to the stack, not the stack to the T1w: there the slices are planes of the grid, the slice model
+    is exact, and the measured slices are used as they are. Only the finished volume is turned into the T1w's frame.
+
+    Args:
+        t1: isotropic T1w, any orientation and voxel size.
+        t2: thick-slice stack, any orientation, moved against the T1w or not.
+        sidecar: BIDS entries of the stack: SliceThickness, SpacingBetweenSlices, SliceEncodingDirection, SliceProfile.
+        space: ``1mm`` for the T1w's frame at 1 mm, ``t1`` for the T1w's own grid.
+
+    Raises:
+        BabyAIError: the sidecar contradicts the header, or the two scans cannot be registered.
+    """
+    from func.registration import register_rigid, resample
+
+    if weights.recipe == "babyai":
+        raise BabyAIError(
+            "The published weights need the atlas grid; run scripts/preprocessing.py, or --weights bundled."
+        )
+    device, precision = choose_device(device, precision)
+    sidecar = sidecar or {}
+    axis, thickness, spacing = stack_geometry(t2, sidecar)
+    started = time.perf_counter()
+    registration = register_rigid(t1, t2, slice_thickness=thickness)
+    registered = time.perf_counter()
+
+    shape, affine, geometry = _working_grid(t2, axis, thickness, spacing, str(sidecar.get("SliceProfile", "box")))
+    slice_shape = (*shape[:2], geometry.count)
+    slice_affine = affine @ nib.affines.from_matvec(np.diag([1, 1, spacing]), [0, 0, geometry.first_center])
+    slices = resample(_smoothed_in_plane(t2, axis), slice_shape, slice_affine)
+    t1_array = resample(t1, shape, affine, np.linalg.inv(registration.matrix))
+    # The cubic spline's faint ringing in the air around a brain-extracted T1w is no anatomy.
+    t1_array[t1_array < 2e-3 * t1_array.max()] = 0
+    result, residual, checks, seconds = _reconstruct_array(
+        t1_array, upsample(slices, geometry, shape[2]), slices, geometry, weights.network.to(device), device, precision,
+        progress,
+    )  # fmt: skip
+    frame_shape, frame_affine = t1_frame(t1, space)
+    moved = resample(image_of(result, affine, t2), frame_shape, frame_affine, registration.matrix)
+    report = {
+        "SliceGeometry": {
+            "Source": "sidecar" if "SliceThickness" in sidecar else "header",
+            "SliceThickness": round(thickness, 4),
+            "SpacingBetweenSlices": round(spacing, 4),
+            "SliceEncodingDirection": "ijk"[axis],
+            "SliceProfile": geometry.profile,
+        },
+        "Registration": {
+            "T1wToT2w": np.round(registration.matrix, 8).tolist(),
+            "Similarity": round(registration.similarity, 4),
+            "Overlap": round(registration.overlap, 4),
+        },
+        "Checks": checks,
+        "Seconds": {"Registration": round(registered - started, 3), **seconds},
+        "Computed": {"Device": str(device), "Precision": precision},
+    }
+    return Reconstruction(
+        image_of(moved, frame_affine, t1), report, image_of(residual.astype(np.float32), slice_affine, t2)
+    )
+
+
+def choose_device(device: str, precision: str) -> tuple[torch.device, str]:
+    """The device and precision that ``auto`` stands for here.
+
+    Raises:
+        BabyAIError: there is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise BabyAIError(f"The device '{device}' is not available here; use --device cpu or auto.") from None
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(chosen) else "float32"
+    return chosen, precision
+
+
+def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, float]:
+    """Slice axis, thickness (mm) and spacing (mm) of a raw stack, from its sidecar and header.
+
+    Raises:
+        BabyAIError: the sidecar contradicts the header, or is no number.
+    """
+    sizes = voxel_sizes(t2.affine)
+    direction = str(sidecar.get("SliceEncodingDirection", "ijk"[int(np.argmax(sizes))])).rstrip("-")
+    if direction not in ("i", "j", "k"):
+        raise BabyAIError(f"SliceEncodingDirection of {name_of(t2)} is '{direction}'; it must be i, j or k.")
+    axis = "ijk".index(direction)
+    try:
+        spacing = float(sidecar.get("SpacingBetweenSlices", sizes[axis]))
+        thickness = float(sidecar.get("SliceThickness", spacing))
+    except (TypeError, ValueError):
+        raise BabyAIError(f"SliceThickness or SpacingBetweenSlices of {name_of(t2)} is not a number.") from None
+    if abs(spacing / sizes[axis] - 1) > 0.05 or not 0.2 * spacing <= thickness <= 2 * spacing:
+        raise BabyAIError(
+            f"The sidecar of {name_of(t2)} states slices {thickness:g} mm thick and {spacing:g} mm apart, its header "
+            f"{sizes[axis]:.4g} mm apart; correct the sidecar, or give --thickness and --spacing."
+        )
+    return axis, thickness, float(sizes[axis])
+
+
+def t1_frame(t1: nib.Nifti1Image, space: str) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of the result's grid: the T1w's own, or its field of view in voxels of 1 mm."""
+    sizes = voxel_sizes(t1.affine)
+    if space == "t1" or np.abs(sizes - 1).max() < 1e-3:
+        return t1.shape, t1.affine
+    shape = np.maximum(1, np.round(np.array(t1.shape) * sizes)).astype(int)
+    center = (np.array(t1.shape) - 1) / 2
+    affine = t1.affine @ nib.affines.from_matvec(np.diag(1 / sizes), center - (shape - 1) / 2 / sizes)
+    return tuple(int(n) for n in shape), affine
+
+
+def _working_grid(
+    t2: nib.Nifti1Image, axis: int, thickness: float, spacing: float, profile: str
+) -> tuple[tuple[int, int, int], np.ndarray, SliceGeometry]:
+    """A 1 mm grid along the stack's axes, the slices last, that holds every slice whole; and the slices in it."""
+    sizes = voxel_sizes(t2.affine)
+    turn = [other for other in range(3) if other != axis] + [axis]
+    margin = int(np.ceil(thickness)) + 1
+    in_plane = [max(1, round(t2.shape[a] * sizes[a])) for a in turn[:2]]
+    planes = int(np.ceil((t2.shape[axis] - 1) * spacing)) + 2 * margin + 1
+    shape = (in_plane[0], in_plane[1], planes)
+    # Voxel (i, j, k) of the grid -> voxel of the stack: in-plane the fields of view share their centres.
+    matrix, offset = np.zeros((3, 3)), np.zeros(3)
+    for column, a in enumerate(turn):
+        matrix[a, column] = 1 / sizes[a]
+    for column, a in enumerate(turn[:2]):
+        offset[a] = (t2.shape[a] - 1) / 2 - (shape[column] - 1) / 2 / sizes[a]
+    offset[axis] = -margin / sizes[axis]
+    geometry = SliceGeometry(2, thickness, spacing, float(margin), t2.shape[axis], profile)
+    return shape, t2.affine @ nib.affines.from_matvec(matrix, offset), geometry
+
+
+def _smoothed_in_plane(t2: nib.Nifti1Image, axis: int) -> nib.Nifti1Image:
+    """The stack, low-passed where its in-plane voxels are so small that 1 mm voxels would alias."""
+    sizes = voxel_sizes(t2.affine)
+    sigma = [0.0 if a == axis or sizes[a] > 0.8 else 0.425 * np.sqrt(1 / sizes[a] ** 2 - 1) for a in range(3)]
+    return image_of(ndimage.gaussian_filter(_array(t2), sigma), t2.affine, t2) if any(sigma) else t2
+
+
+def _array(image: nib.Nifti1Image) -> np.ndarray:
+    return np.asarray(image.dataobj, dtype=np.float32)
+
+
+def _explaining_geometry(t2: np.ndarray, stated: SliceGeometry | None) -> tuple[SliceGeometry | None, str]:
+    """The slice geometry to work with, and where it comes from; a stated one counts only if it explains the volume."""
+    if stated is not None and _misfit(t2, stated) < 0.05:
+        return stated, "sidecar"
+    recovered = recover_geometry(t2)
+    if recovered is not None:
+        return recovered, "recovered from the volume"
+    return None, "unknown" if stated is None else "unknown (the sidecar's does not explain the volume)"
+
+
+def _misfit(t2: np.ndarray, geometry: SliceGeometry) -> float:
+    """What is left of the volume, relative to it, once it is reduced to slices and up-sampled again."""
+    length = t2.shape[geometry.axis]
+    matrix = upsampling_matrix(geometry, length)
+    rest = np.eye(length) - matrix @ np.linalg.pinv(matrix)
+    sample = np.moveaxis(t2, geometry.axis, 0).reshape(length, -1)[:, ::7]
+    return float(np.linalg.norm(along(rest, sample, 0)) / np.linalg.norm(sample))
+
+
+def _reconstruct_published(t1, t2, network, device, precision, progress) -> Reconstruction:
+    """The published procedure: RAS, symmetric zero padding, p1/p99 with clipping, 32^3 patches, stride 16, mean."""
+    started = time.perf_counter()
+    arrays = [_array(to_ras(image)) for image in (t1, t2)]
+    scale = scale_of(arrays[1])
+    inputs = torch.from_numpy(np.stack([published_normalise(array) for array in arrays]))
+    total = count_patches(inputs.shape[1:])
+    output = run_patches(
+        network, inputs, precision=precision, device=device, progress=_counted(progress, total)
+    )  # fmt: skip
+    result = scale.invert(output.numpy()).astype(np.float32)
+    report = {
+        "SliceGeometry": {"Source": "not used by the published procedure"},
+        "Checks": {},
+        "Seconds": {"Network": round(time.perf_counter() - started, 3)},
+        "Computed": {"Device": str(device), "Precision": precision},
+    }
+    return Reconstruction(image_of(from_ras(result, t2), t2.affine, t2), report)
+
+
+def _reconstruct_array(
+    t1: np.ndarray,
+    upsampled: np.ndarray,
+    slices: np.ndarray | None,
+    geometry: SliceGeometry | None,
+    network: torch.nn.Module,
+    device: torch.device,
+    precision: str,
+    progress: Progress | None,
+) -> tuple[np.ndarray, np.ndarray | None, dict, dict]:
+    """The compact procedure on arrays with the slices along the last axis.
+
+    Returns:
+        The volume; the residual of the slices after correction; the checks; the seconds that each part took.
+    """
+    started = time.perf_counter()
+    t1_scale, t2_scale = zero_based_scale(t1), zero_based_scale(upsampled)
+    inner = _head_box(t1, upsampled)
+    t1_head = t1_scale.apply(t1[inner]).astype(np.float32)
+    t2_head = t2_scale.apply(upsampled[inner]).astype(np.float32)
+    slices_head = None if slices is None else t2_scale.apply(slices[inner]).astype(np.float32)
+    inputs = network_inputs(t1_head, t2_head, slices_head, geometry)
+    prepared = time.perf_counter()
+    estimate = _run_compact(network, inputs, device, precision, progress)
+    computed = time.perf_counter()
+
+    checks, residual = {}, None
+    if geometry is not None:
+        head, noise = slices_head > 0.02, noise_of(slices_head)
+        before = slices_head - acquire(estimate, geometry)
+        damping = damping_for(before[head], noise, geometry, t1.shape[2])
+        estimate = make_consistent(estimate, slices_head, geometry, damping)
+        after = slices_head - acquire(estimate, geometry)
+        checks = {
+            "NoiseOfSlices": float(np.round(noise, 5)),
+            "Damping": float(np.round(damping, 5)),
+            "SliceResidualBefore": _rms(before[head]),
+            "SliceResidualAfter": _rms(after[head]),
+            "SliceResidualUnit": "root mean square in the head over the T2w's 99th percentile",
+        }
+        residual = np.zeros_like(slices)
+        residual[inner] = after * (t2_scale.high - t2_scale.low)
+    result = np.array(upsampled, dtype=np.float32)
+    result[inner] = t2_scale.invert(estimate)
+    if upsampled.min() >= 0 or slices is None or slices.min() >= 0:
+        np.maximum(result, 0, out=result)
+    seconds = {
+        "Preparation": round(prepared - started, 3),
+        "Network": round(computed - prepared, 3),
+        "Consistency": round(time.perf_counter() - computed, 3),
+    }
+    return result, residual, checks, seconds
+
+
+def noise_of(slices: np.ndarray) -> float:
+    """Standard deviation of the noise in slices, shape (X, Y, count), seen where the anatomy is plainest.
+
+    The in-plane operator of Immerkaer (Computer Vision and Image Understanding 64(2), 1996), averaged over 7 x 7 voxels;
+    of these averages inside the head a low percentile, since anatomy can only add to them.
+    """
+    kernel = np.outer([1, -2, 1], [1, -2, 1])[:, :, None] / 6
+    head = ndimage.binary_erosion(slices > 0.05, np.ones((9, 9, 1)))
+    if head.sum() < 100:
+        return 0.0
+    response = np.abs(ndimage.convolve(slices, kernel.astype(slices.dtype)))
+    local = ndimage.uniform_filter(response, (7, 7, 1))[head]
+    # For Gaussian noise the mean of |response| is 0.798 sigma, and the 5th percentile of its local means 0.715 of that.
+    return float(np.percentile(local, 5) / (0.798 * 0.715))
+
+
+def damping_for(residual: np.ndarray, noise: float, geometry: SliceGeometry, length: int) -> float:
+    """How far to trust the slices over the estimate: noise variance over the variance of the estimate's own error.
+
+    ``residual``, measured slices minus the estimate's, inside the head, holds both: the estimate's error as the slices
+    see it, and the noise.
+    """
+    gain = float(np.square(slice_matrix(geometry, length)).sum(axis=1).mean())
+    error = max(float(np.mean(np.square(residual))) - noise**2, 1e-8) / gain if residual.size else 1e-8
+    return min(noise**2 / error, 100.0)
+
+
+def _rms(values: np.ndarray) -> float:
+    return round(float(np.sqrt(np.mean(np.square(values)))), 6) if values.size else 0.0
+
+
+def _head_box(t1: np.ndarray, t2: np.ndarray) -> tuple[slice, slice, slice]:
+    """Where either scan shows a head, in-plane, with a margin; all planes, since slices need them whole."""
+    box = []
+    for axis in range(2):
+        occupied = np.zeros(t1.shape[axis], bool)
+        for scan in (t1, t2):
+            others = tuple(other for other in range(3) if other != axis)
+            occupied |= (np.abs(scan) > 0.01 * np.abs(scan).max()).any(axis=others)
+        inside = np.flatnonzero(occupied)
+        box.append(slice(max(int(inside[0]) - _MARGIN, 0), int(inside[-1]) + _MARGIN + 1))
+    return box[0], box[1], slice(None)
+
+
+def _run_compact(
+    network: torch.nn.Module, inputs: np.ndarray, device: torch.device, precision: str, progress: Progress | None
+) -> np.ndarray:
+    """The network on the planes that hold anything, in one window if it fits; elsewhere the T2w stays as it is."""
+    occupied = np.flatnonzero((np.abs(inputs[:2]) > 0.01).any(axis=(0, 1, 2)))
+    first, last = max(int(occupied[0]) - _MARGIN, 0), int(occupied[-1]) + _MARGIN + 1
+    part = torch.from_numpy(np.ascontiguousarray(inputs[..., first:last]))
+    patch = [min(-(-n // MULTIPLE) * MULTIPLE, _WINDOW) for n in part.shape[1:]]
+    stride = [_WINDOW - _OVERLAP] * 3
+    total = count_patches(part.shape[1:], patch, stride, "smooth")
+    result = inputs[1].copy()
+    result[..., first:last] = run_patches(
+        network, part, patch, stride, 1, "smooth", precision, device, _counted(progress, total)
+    )
+    return result
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[int], object] | None:
+    """A callback for windows just done, from one for (done, total)."""
+    if progress is None:
+        return None
+    done = 0
+
+    def count(windows: int) -> None:
+        nonlocal done
+        done += windows
+        progress(done, total)
+
+    return count
