@@ -95,8 +95,8 @@ class SliceGeometry:
         length = image.shape[axis]
         if not (0 < thickness <= voxel * length and 0 < spacing <= voxel * length and 0 <= first < length):
             raise BabyAIError(
-                f"The sidecar states slices {thickness:g} mm thick, {spacing:g} mm apart, the first at voxel {first:g}, "
-                f"which does not fit {length} planes of {voxel:g} mm."
+                f"The sidecar states slices {thickness:g} mm thick, {spacing:g} mm apart, the first at voxel "
+                f"{first:g}, which does not fit {length} planes of {voxel:g} mm."
             )
         profile = str(sidecar.get("SliceProfile", "box"))
         return cls.fitting(axis, length, thickness / voxel, spacing / voxel, first, profile)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-INPUT_CHANNELS = 7
+from func.guidance import CHANNELS
+
+INPUT_CHANNELS = len(CHANNELS)
 FACTOR = 2  # space to depth
 MULTIPLE = 8  # input sizes must be multiples of this
 
@@ -42,7 +44,7 @@ class CompactNet(nn.Module):
         self.stem = nn.Conv3d(INPUT_CHANNELS * FACTOR**3, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(_sequence(width, n) for width, n in zip(channels, blocks, strict=True))
         self.up_blocks = nn.ModuleList(_sequence(width, n) for width, n in zip(channels[:-1], blocks[:-1], strict=True))
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.downs = nn.ModuleList(nn.Conv3d(wide, deep, 2, stride=2) for wide, deep in pairs)
         self.ups = nn.ModuleList(nn.ConvTranspose3d(deep, wide, 2, stride=2) for wide, deep in pairs)
         self.head = nn.Conv3d(channels[0], FACTOR**3, 3, padding=1)
@@ -53,8 +55,7 @@ class CompactNet(nn.Module):
         """Reconstruct patches.
 
         Args:
-            inputs: shape (B, 5, X, Y, Z), sizes multiples of 8, the slices stacked along Z: the T1w and the up-sampled
-                T2w (scaled), and three that tell the geometry (see :func:`geometry_channels`).
+            inputs: shape (B, 7, X, Y, Z), sizes multiples of 8, the slices stacked along Z (see func.guidance).
 
         Returns:
             The T2w, shape (B, 1, X, Y, Z), in the scale of the input's T2w.

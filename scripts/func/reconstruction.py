@@ -363,8 +363,8 @@ def _reconstruct_array(
 def noise_of(slices: np.ndarray) -> float:
     """Standard deviation of the noise in slices, shape (X, Y, count), seen where the anatomy is plainest.
 
-    The in-plane operator of Immerkaer (Computer Vision and Image Understanding 64(2), 1996), averaged over 7 x 7 voxels;
-    of these averages inside the head a low percentile, since anatomy can only add to them.
+    The in-plane operator of Immerkaer (Computer Vision and Image Understanding 64(2), 1996), averaged over 7 x 7
+    voxels; of these averages inside the head a low percentile, since anatomy can only add to them.
     """
     kernel = np.outer([1, -2, 1], [1, -2, 1])[:, :, None] / 6
     head = ndimage.binary_erosion(slices > 0.05, np.ones((9, 9, 1)))
