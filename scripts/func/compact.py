@@ -7,6 +7,8 @@ which loses nothing and keeps the convolutions wide enough for a processor's vec
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional
 
