@@ -180,7 +180,7 @@ def folded_way(
 ) -> Way:
     """Measure the folded network, on the whole volume too unless the device only emulates the precision."""
     with torch.inference_mode(), computing(device, precision):
-        seconds, outputs = fastest(lambda: torch.cat([network(batch) for batch in sample.split(8)]), device)
+        seconds, outputs = fastest(lambda: torch.cat([network(batch) for batch in sample.split(16)]), device)
     forget_peak_memory(device)
     volume = count * seconds / len(sample)
     if precision == "float32" or has_fast_bfloat16(device):
@@ -300,7 +300,7 @@ def timed(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def fastest(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """As `timed`, for the fastest of some calls after one to warm up."""
+    """As ``timed``, for the fastest of some calls after one to warm up."""
     call()
     runs = [timed(call, device) for _ in range(REPEATS)]
     return min(seconds for seconds, _ in runs), runs[-1][1]
@@ -331,7 +331,7 @@ def operations_of(network: torch.nn.Module, patch: Tensor) -> int:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Start `peak_memory` anew."""
+    """Start ``peak_memory`` anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():
@@ -339,7 +339,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes held at most since `forget_peak_memory`, of the GPU or else of this process; nan where that is unknown."""
+    """Bytes held at most since ``forget_peak_memory``, of the GPU or else of this process; nan where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

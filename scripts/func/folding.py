@@ -24,7 +24,7 @@ Form = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in the state_dict of MONAI's residual `UNet(**config)`, without building it."""
+    """Name and shape of every tensor in the state_dict of MONAI's residual ``UNet(**config)``, without building it."""
     channels, inputs, outputs = config["channels"], config["in_channels"], config["out_channels"]
     depth, units = len(channels) - 1, config["num_res_units"]
     shapes = {}
@@ -56,7 +56,7 @@ def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def can_fold(config: Mapping[str, Any]) -> bool:
-    """Whether `UNet(**config)` is of the kind that `FoldedUNet` computes: strides of 2 and no normalisation."""
+    """Whether ``UNet(**config)`` is of the kind that ``FoldedUNet`` computes: strides of 2 and no normalisation."""
     known = {"spatial_dims", "in_channels", "out_channels", "channels", "strides", "num_res_units", "norm"}
     plain = config["spatial_dims"] == 3 and config["norm"] is None and config["num_res_units"] > 0
     return set(config) == known and plain and set(config["strides"]) == {2}
@@ -86,12 +86,12 @@ def _evaluate(points: Sequence[float], terms: int) -> np.ndarray:
 
 
 def halving_form(n: int) -> Form:
-    """As `filter_form` for a filter of stride 2, y[i] = w[0] x[2i - 1] + w[1] x[2i] + w[2] x[2i + 1]."""
+    """As ``filter_form`` for a filter of stride 2, y[i] = w[0] x[2i - 1] + w[1] x[2i] + w[2] x[2i + 1]."""
     return _direct_form(n // 2, n, [(i, tap, 2 * i + tap - 1) for i in range(n // 2) for tap in range(3)])
 
 
 def doubling_form(n: int) -> Form:
-    """As `filter_form` for a transposed filter of stride 2: y[2j + tap - 1] collects w[tap] x[j]; y has 2n points."""
+    """As ``filter_form`` for a transposed filter of stride 2: y[2j + tap - 1] collects w[tap] x[j]; y has 2n points."""
     return _direct_form(2 * n, n, [(2 * j + tap - 1, tap, j) for j in range(n) for tap in range(3)])
 
 
@@ -123,7 +123,7 @@ def kind_and_size(name: str, depth: int, patch: int) -> tuple[str, int]:
 
 
 def taps_that_meet_data(kind: str, size: int) -> slice:
-    """The taps of a 3-tap filter that ever meet data on an axis of `size` voxels, as a slice; others see padding."""
+    """The taps of a 3-tap filter that ever meet data on an axis of ``size`` voxels, as a slice; others see padding."""
     met = np.flatnonzero(FORMS[kind](min(size, SMALL))[1].any(axis=0))
     return slice(int(met[0]), int(met[-1]) + 1)
 
@@ -149,7 +149,7 @@ def pruned(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], patch: i
 class Reduced(nn.Module):
     """A convolution of small maps as matrix products, on maps laid out (voxels, batch, channels).
 
-    Always in float32: the sums of data and of taps that `filter_form` multiplies lose too much in bfloat16.
+    Always in float32: the sums of data and of taps that ``filter_form`` multiplies lose too much in bfloat16.
     """
 
     def __init__(self, kind: str, size: int, weight: Tensor, bias: Tensor) -> None:
@@ -257,9 +257,9 @@ class ResidualUnit(Chain):
 
 
 class FoldedUNet(nn.Module):
-    """The fast form of the `UNet(**config)` that a state_dict belongs to, for patches (B, C, patch, patch, patch).
+    """The fast form of the ``UNet(**config)`` that a state_dict belongs to, for patches (B, C, patch, patch, patch).
 
-    The state_dict may be whole or `pruned`. For inference only: what it holds is made from the weights, in float32.
+    The state_dict may be whole or ``pruned``. For inference only: what it holds is made from the weights, in float32.
     """
 
     def __init__(self, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], patch: int = 32) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 class AxisTiling:
     """How windows of one length cover one axis: zeros added on its two sides, where windows start, and their taper.
 
-    `taper` is the weight of an output by its place in the window, shape (patch,), between 0 and 1.
+    ``taper`` is the weight of an output by its place in the window, shape (patch,), between 0 and 1.
     """
 
     before: int
@@ -27,7 +27,7 @@ class AxisTiling:
     taper: Tensor
 
     def coverage(self, length: int) -> Tensor:
-        """The sum of the tapers over each of the `length` voxels of the padded axis."""
+        """The sum of the tapers over each of the ``length`` voxels of the padded axis."""
         total = torch.zeros(length)
         for start in self.starts:
             total[start : start + len(self.taper)] += self.taper
@@ -35,7 +35,7 @@ class AxisTiling:
 
 
 def tile_axis(length: int, patch: int, stride: int, weighting: str = "equal") -> AxisTiling:
-    """Cover an axis of `length` voxels with windows of `patch` voxels, `stride` apart.
+    """Cover an axis of ``length`` voxels with windows of ``patch`` voxels, ``stride`` apart.
 
     "equal", the published way, pads both sides with zeros until the windows fit, and weighs every voxel of a window
     the same. "smooth" pads only up to one window, moves the last window inwards instead, and lets a window's weight
@@ -61,7 +61,7 @@ def count_patches(
     stride: Sequence[int] = (16, 16, 16),
     weighting: str = "equal",
 ) -> int:
-    """The number of windows that `run_patches` lays over a volume of `shape`, empty ones included."""
+    """The number of windows that ``run_patches`` lays over a volume of ``shape``, empty ones included."""
     axes = zip(shape, patch, stride, strict=True)
     return math.prod(len(tile_axis(*axis, weighting).starts) for axis in axes)
 
@@ -71,19 +71,19 @@ def run_patches(
     inputs: Tensor,
     patch: Sequence[int] = (32, 32, 32),
     stride: Sequence[int] = (16, 16, 16),
-    batch_size: int = 8,
+    batch_size: int = 16,
     weighting: str = "equal",
     precision: str = "float32",
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Run `network` on every window of `inputs` (C, X, Y, Z) and blend its outputs into one volume (X, Y, Z).
+    """Run ``network`` on every window of ``inputs`` (C, X, Y, Z) and blend its outputs into one volume (X, Y, Z).
 
-    The network takes (B, C, *patch), gives (B, 1, *patch), and is already on `device`; the result comes back on the
-    CPU, float32, cropped to the size of the inputs. Windows and `weighting` are those of `tile_axis`.
+    The network takes (B, C, *patch), gives (B, 1, *patch), and is already on ``device``; the result comes back on the
+    CPU, float32, cropped to the size of the inputs. Windows and ``weighting`` are those of ``tile_axis``.
 
     A window whose inputs are all zero is computed once and its output reused. Outputs are added up in a fixed order:
-    the same call gives the same bits. `progress` is called with the number of windows just done, `count_patches(...)`
+    the same call gives the same bits. ``progress`` is called with the number of windows just done, ``count_patches(...)``
     in all.
     """
     axes = [tile_axis(*axis, weighting) for axis in zip(inputs.shape[1:], patch, stride, strict=True)]
