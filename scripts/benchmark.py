@@ -339,7 +339,7 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes held at most since ``forget_peak_memory``, of the GPU or else of this process; nan where that is unknown."""
+    """Bytes held at most since ``forget_peak_memory``, of the GPU or of this process; nan where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

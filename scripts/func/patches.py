@@ -83,8 +83,8 @@ def run_patches(
     CPU, float32, cropped to the size of the inputs. Windows and ``weighting`` are those of ``tile_axis``.
 
     A window whose inputs are all zero is computed once and its output reused. Outputs are added up in a fixed order:
-    the same call gives the same bits. ``progress`` is called with the number of windows just done, ``count_patches(...)``
-    in all.
+    the same call gives the same bits. ``progress`` is called with the number of windows just done, of all that
+    ``count_patches`` counts.
     """
     axes = [tile_axis(*axis, weighting) for axis in zip(inputs.shape[1:], patch, stride, strict=True)]
     margins = [(axis.before, axis.after) for axis in axes]
