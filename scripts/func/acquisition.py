@@ -249,7 +249,7 @@ def recover_geometry(volume: np.ndarray, tolerance: float = 2e-3) -> SliceGeomet
     return best[1] if best else None
 
 
-def _inner_columns(volume: np.ndarray, axis: int, count: int = 192) -> tuple[np.ndarray, int] | None:
+def _inner_columns(volume: np.ndarray, axis: int, count: int = 96) -> tuple[np.ndarray, int] | None:
     """Pieces of columns along the axis that hold no air, and the index of their first plane.
 
     Where there is air, up-sampling may have been clipped at zero, which no spline reproduces. All pieces have the same
@@ -257,6 +257,8 @@ def _inner_columns(volume: np.ndarray, axis: int, count: int = 192) -> tuple[np.
     """
     columns = np.moveaxis(volume, axis, 0).reshape(volume.shape[axis], -1)
     inside = columns > 0
+    # Beyond the outermost slice centres a volume is flat, which is no spline either.
+    inside[: min(6, len(inside) // 8)] = inside[-min(6, len(inside) // 8) :] = False
     middle = int(np.average(np.arange(len(inside)), weights=inside.sum(axis=1) + 1e-9))
     columns, inside = columns[:, inside[middle]], inside[:, inside[middle]]
     above = np.argmin(np.vstack([inside[middle:], np.zeros((1, inside.shape[1]), bool)]), axis=0)
@@ -275,8 +277,7 @@ def _spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
     first = center - spacing * (math.ceil(center / spacing) + 4)
     knots = np.arange(first, length - 1 + 5 * spacing, spacing)
     basis = BSpline.design_matrix(np.arange(length, dtype=float), knots, 3).toarray()
-    orthonormal = np.linalg.svd(basis, full_matrices=False)
-    frame = orthonormal.U[:, 1e-9 * orthonormal.S[0] < orthonormal.S]
+    frame, _ = np.linalg.qr(basis[:, basis.max(axis=0) > 1e-3])
     residual = columns - frame @ (frame.T @ columns)
     # Against what a constant leaves, so that bright flat columns do not make every spacing fit.
     return float(np.linalg.norm(residual) / np.linalg.norm(columns - columns.mean(axis=0)))
@@ -319,7 +320,7 @@ def _refine(columns: np.ndarray, spacing: float, center: float) -> tuple[float, 
         misfit,
         simplex[0],
         method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-9},
+        options={"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-6},
     )
     return float(found.x[0]), float(found.x[1]), float(found.fun)
 
