@@ -79,7 +79,7 @@ class Tally:
         """Record a failure and tell it in one sentence; what is nobody's mistake but ours also shows where it arose."""
         self.failed += 1
         if isinstance(error, BabyAIError):
-            sentence = str(error)
+            sentence = str(error) if name in str(error) else f"{name}: {error}"
         elif "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
             sentence = f"{name} needs more memory than there is; use --device cpu, or a machine with more."
         else:
@@ -170,6 +170,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     raw = [arguments.t1, arguments.t2, arguments.output]
     if any(raw) and not all(raw):
         parser.error("a raw pair needs all three of --t1, --t2 and --output")
+    if any(raw) and arguments.weights == "babyai":
+        parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not a raw pair")
     overrides = (arguments.thickness, arguments.spacing, arguments.profile, arguments.residual_map)
     if not any(raw) and any(overrides):
         parser.error("--thickness, --spacing, --profile and --residual-map are for a raw pair (--t1, --t2, --output)")
@@ -288,7 +290,7 @@ def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
         save_result(arguments.output, result.image, described(sources, weights, arguments, case, result.report))
         if arguments.residual_map:
             save_result(
-                arguments.residual_map, result.residual, {"Description": "Measured slices minus those of the result"}
+                arguments.residual_map, result.residual, {"Description": "Measured slices minus the result's slices"}
             )
         tally.finish(arguments.t2.name, arguments.output)
     except Exception as error:
@@ -316,10 +318,13 @@ def check_writable(folder: Path) -> None:
 
 
 def load(arguments: argparse.Namespace):
-    """The weights, on the CPU; torch is imported here, so that a wrong call is told without waiting for it."""
+    """The weights, for a device that is there; torch is imported here, so that a wrong call is told without waiting."""
     from func.network import load_weights
+    from func.reconstruction import choose_device
 
-    return load_weights(find_weights(arguments.weights))
+    path = find_weights(arguments.weights)
+    choose_device(arguments.device, arguments.precision)
+    return load_weights(path)
 
 
 @dataclass(frozen=True)
@@ -364,8 +369,8 @@ def described(sources: list[Path], weights, arguments: argparse.Namespace, case:
         "Weights": {"Name": str(arguments.weights), "Recipe": weights.recipe, "SHA256": weights.sha256},
         "Settings": {"Device": arguments.device, "Precision": arguments.precision},
         "Versions": versions(),
-        "ReadingSeconds": round(case.seconds, 3),
         **report,
+        "Seconds": {"Reading": round(case.seconds, 3), **report.get("Seconds", {})},
     }
 
 

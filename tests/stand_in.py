@@ -48,6 +48,7 @@ def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
         ModuleType(f"func.{name}") for name in ("reconstruction", "network", "acquisition")
     )
     reconstruction.reconstruct = reconstruction.reconstruct_raw = reconstruct
+    reconstruction.choose_device = lambda device, precision: (device, precision)
     network.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
     acquisition.SliceGeometry = SimpleNamespace(from_sidecar=lambda sidecar, image: None)
     return {module.__name__: module for module in (reconstruction, network, acquisition)}

@@ -45,7 +45,7 @@ def client(tmp_path):
             env=os.environ | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         if done.returncode == 0:
             return done.stdout.strip()

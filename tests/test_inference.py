@@ -1,4 +1,7 @@
-"""The command line of inference.py: what it finds, keeps, refuses and says, on a stand-in network."""
+"""The command line of inference.py: what it finds, keeps, refuses and says.
+
+Most of it on a stand-in network; at the end the whole way, on an untrained compact network and a small phantom.
+"""
 
 import json
 import os
@@ -13,19 +16,26 @@ import pytest
 
 import inference
 import stand_in
+from func.acquisition import SliceGeometry, acquire, upsample
+from func.volumes import image_of, read_sidecar, save_json, save_volume
 from stand_in import SHAPE, write_subject
 
 REPO_ROOT = Path(inference.__file__).resolve().parents[1]
+AXIAL_4_MM = SliceGeometry(axis=2, thickness=4, spacing=4, first_center=2.0, count=11)
 SLURM = ("ID", "MIN", "MAX", "STEP", "COUNT")
 
 
 @pytest.fixture(autouse=True)
+def outside_of_slurm(monkeypatch):
+    for key in SLURM:
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{key}", raising=False)
+
+
+@pytest.fixture
 def stand_in_network(monkeypatch):
     for name, module in stand_in.stand_in_modules().items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(inference, "find_weights", Path)
-    for key in SLURM:
-        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{key}", raising=False)
 
 
 @pytest.fixture
@@ -36,7 +46,7 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def infer(data, tmp_path, capsys):
+def infer(data, tmp_path, capsys, stand_in_network):
     """Run on `data`; returns exit code, standard output and standard error."""
 
     def run(*more):
@@ -84,7 +94,7 @@ def test_results_beside_the_data_are_not_taken_for_data(data, infer):
         assert expected in infer("--output-dir", str(data))[1]
 
 
-def test_same_input_same_bytes(data, tmp_path, infer):
+def test_results_are_written_the_same_way_each_time(data, tmp_path, infer):
     infer()
     infer("--output-dir", str(tmp_path / "again"))
     for path in (tmp_path / "out").rglob("*.nii.gz"):
@@ -178,6 +188,7 @@ def test_a_gappy_slurm_array_is_refused(monkeypatch, capsys):
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.img"], "must end in"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "./b.nii"], "is an input"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--thickness", "-1"], "not a length"),
+        (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--weights", "babyai"], "atlas grid"),
         (["--precision", "float16"], "invalid choice"),
     ],
 )
@@ -194,7 +205,7 @@ def test_a_folder_without_pairs_is_a_wrong_call(tmp_path, infer):
     assert code == 2 and "does not exist" in err and err.count("\n") == 1
 
 
-def test_a_raw_pair(data, tmp_path, monkeypatch, capsys):
+def test_a_raw_pair(data, tmp_path, stand_in_network, monkeypatch, capsys):
     asked = {}
 
     def reconstruct_raw(t1, t2, weights, sidecar, **settings):
@@ -237,3 +248,98 @@ def test_starts_without_the_slow_libraries():
         text=True,
     )
     assert not done.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A compact network too small to be good and not trained at all: it leaves the up-sampled T2w as it is."""
+    torch = pytest.importorskip("torch")
+    from func.network import build_network, save_weights
+
+    torch.manual_seed(0)
+    config = {"channels": (8, 8), "blocks": (1, 1)}
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    save_weights(path, "compact", build_network("compact", **config).state_dict(), {}, config)
+    return path
+
+
+@pytest.fixture
+def thick(small_head, tmp_path):
+    """A folder with the small phantom's T1w and its T2w of 4 mm slices, up-sampled, in the given axis order."""
+
+    def write(codes="RAS"):
+        folder = tmp_path / codes
+        truth = small_head.t2.get_fdata(dtype=np.float32)
+        length = truth.shape[2]
+        up_sampled = image_of(upsample(acquire(truth, AXIAL_4_MM), AXIAL_4_MM, length), small_head.t2.affine)
+        order = nib.orientations.axcodes2ornt(codes)
+        for name, image in (("sub-1_T1w", small_head.t1), ("sub-1_acq-axial4mm_T2w", up_sampled)):
+            turned = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(image.affine), order))
+            save_volume(folder / f"{name}.nii.gz", np.asarray(turned.dataobj), turned.affine)
+        axis = next(axis for axis, code in enumerate(codes) if code in "SI")
+        geometry = AXIAL_4_MM.on_axis(axis, length if codes[axis] == "I" else None)
+        save_json(folder / f"{name}.json", geometry.to_sidecar(1.0))
+        return folder
+
+    return write
+
+
+def test_a_reconstruction_agrees_with_its_slices_in_any_axis_order(thick, small_head, weights, tmp_path, capsys):
+    found = {}
+    for codes in ("RAS", "LPS", "IAL"):
+        arguments = ["--data-dir", str(thick(codes)), "--output-dir", str(tmp_path / "out" / codes)]
+        assert inference.main([*arguments, "--weights", str(weights), "--device", "cpu"]) == 0, capsys.readouterr().err
+        result = tmp_path / "out" / codes / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz"
+        source = nib.load(thick(codes) / "sub-1_acq-axial4mm_T2w.nii.gz")
+        image, sidecar = nib.load(result), read_sidecar(result)
+        assert image.shape == source.shape and "".join(nib.aff2axcodes(image.affine)) == codes
+        np.testing.assert_array_equal(image.affine, source.affine)
+        assert sidecar["SliceGeometry"]["Source"] == "sidecar"
+        assert sidecar["Checks"]["SliceResidualAfter"] < sidecar["Checks"]["SliceResidualBefore"]
+        found[codes] = nib.as_closest_canonical(image).get_fdata(dtype=np.float32)
+    measured = acquire(small_head.t2.get_fdata(dtype=np.float32), AXIAL_4_MM)
+    for result in found.values():
+        assert np.abs(acquire(result, AXIAL_4_MM) - measured).max() < 0.1 * measured.max()
+        np.testing.assert_allclose(result, found["RAS"], atol=2e-3 * measured.max())
+
+
+def test_the_same_case_gives_the_same_bytes(thick, weights, tmp_path):
+    written = []
+    for name in ("first", "second"):
+        arguments = ["--data-dir", str(thick()), "--output-dir", str(tmp_path / name), "--weights", str(weights)]
+        assert inference.main([*arguments, "--device", "cpu"]) == 0
+        written.append((tmp_path / name / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_network_that_cannot_be_used_is_a_wrong_call(thick, weights, tmp_path, capsys):
+    (tmp_path / "text.pth").write_text("not weights")
+    arguments = ["--data-dir", str(thick()), "--output-dir", str(tmp_path / "out")]
+    for more, message in (
+        (["--weights", str(tmp_path / "text.pth")], "text.pth"),
+        (["--weights", str(tmp_path / "absent.pth")], "absent.pth"),
+        (["--weights", str(weights), "--device", "cuda:99"], "is not available"),
+        (["--weights", str(weights), "--device", "toaster"], "is not available"),
+    ):
+        assert inference.main([*arguments, *more]) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1
+    assert not results(tmp_path / "out")
+
+
+def test_a_raw_stack_ends_in_the_frame_of_the_t1w(small_head, weights, tmp_path, capsys):
+    truth = small_head.t2.get_fdata(dtype=np.float32)
+    geometry = SliceGeometry.fitting(2, truth.shape[2], 3)
+    affine = small_head.t2.affine @ nib.affines.from_matvec(np.diag([1, 1, 3]), [0, 0, geometry.first_center])
+    save_volume(tmp_path / "t2.nii.gz", acquire(truth, geometry), affine)
+    save_volume(tmp_path / "t1.nii.gz", small_head.t1.get_fdata(), small_head.t1.affine)
+    scans = ["--t1", str(tmp_path / "t1.nii.gz"), "--t2", str(tmp_path / "t2.nii.gz")]
+    output, residual = tmp_path / "result.nii.gz", tmp_path / "residual.nii.gz"
+    outputs = ["--output", str(output), "--residual-map", str(residual)]
+    code = inference.main([*scans, *outputs, "--weights", str(weights), "--device", "cpu"])
+    assert code == 0, capsys.readouterr().err
+    image = nib.load(output)
+    assert image.shape == small_head.t1.shape and nib.load(residual).shape[2] == geometry.count
+    np.testing.assert_allclose(image.affine, small_head.t1.affine)
+    assert np.corrcoef(image.get_fdata().ravel(), truth.ravel())[0, 1] > 0.9
+    assert read_sidecar(output)["SliceGeometry"]["SliceThickness"] == 3
