@@ -36,6 +36,8 @@ _MAX_OFFSET = 2**26
 _MAX_DEFLATE_RATIO = 1032
 _MAX_SIDECAR_BYTES = 2**24
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[a-zA-Z0-9]+-[^_]+)*)_(?P<suffix>T[12]w)\.nii(?:\.gz)?")
+# How an acq label says what scripts/synthesize_anisotropic.py made: axial4mm, coronal2p5mm.
+SLICING = re.compile(r"(?P<direction>axial|coronal|sagittal)(?P<thickness>\d+(p\d+)?)mm$")
 # Where BIDS keeps what is not this dataset's own raw or preprocessed scans.
 _FOREIGN_FOLDERS = {"derivatives", "sourcedata"}
 
@@ -277,6 +279,15 @@ def entities_of(path: str | Path) -> dict[str, str]:
         return {}
     entities = dict(entity.split("-", 1) for entity in match["entities"].split("_"))
     return entities | {"suffix": match["suffix"]}
+
+
+def slicing_of(path: str | Path) -> tuple[str, float] | None:
+    """Direction and thickness (mm) of the slices of a synthesised scan, by its name; None for any other scan.
+
+    ``sub-01_acq-axial4mm_T2w.nii.gz`` -> ``("axial", 4.0)``; also of a reconstruction made from one
+    """
+    match = SLICING.search(entities_of(path).get("acq", ""))
+    return (match["direction"], float(match["thickness"].replace("p", "."))) if match else None
 
 
 def stem_of(path: str | Path) -> str:
