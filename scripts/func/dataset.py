@@ -1,0 +1,631 @@
+"""Training data: infants read once, and the samples that the two recipes draw from them.
+
+Thick slices are made on the fly from the isotropic T2w; scans that are already there in thick slices (see
+scripts/synthesize_anisotropic.py) are used as well. A sample depends on the seed and on its own number alone, so that
+it is the same whichever process, worker or resumed run draws it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+from torch.utils.data import Dataset, Sampler
+
+from func.acquisition import (
+    SliceGeometry,
+    acquire,
+    along,
+    consistency_matrix,
+    measured_slices,
+    recover_geometry,
+    slice_matrix,
+    upsample,
+    upsampling_matrix,
+)
+from func.augmentation import (
+    bias_field,
+    noisy,
+    random_contrast,
+    random_rotation,
+    random_shapes,
+    shifted,
+    tilted_stack,
+)
+from func.errors import BabyAIError
+from func.guidance import network_inputs
+from func.intensity import Scale, scale_of, zero_based_scale
+from func.metrics import brain_mask
+from func.patches import tile_axis
+from func.phantom import infant_brain
+from func.volumes import (
+    Pair,
+    check_isotropic,
+    check_same_grid,
+    entities_of,
+    find_pairs,
+    name_of,
+    read_sidecar,
+    read_volume,
+    to_ras,
+)
+
+PARTS = ("train", "validation", "test")
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of an array in RAS order
+MARGIN = 4  # voxels of air kept around a head
+FAINTEST = 0.01  # of the brightest voxel: what is fainter is no head
+
+_THICK_NAME = re.compile(r"(axial|coronal|sagittal)\d+(p\d+)?mm")
+
+
+@dataclass(frozen=True)
+class ThickScan:
+    """A T2w that was acquired or made in thick slices, on its subject's cropped grid.
+
+    ``array`` holds the measured slices where ``geometry`` is given, and the cubic up-sampled volume where it is None.
+    """
+
+    name: str
+    array: np.ndarray
+    geometry: SliceGeometry | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An isotropic pair in RAS order, cropped to the head, with air at 0 and the 99th percentile at 1.
+
+    Attributes:
+        label: BIDS label without ``sub-``; several sessions of an infant share it.
+        t1, t2: float32, shape (X, Y, Z).
+        start, shape: first voxel of the crop on the whole grid, and the whole grid's shape.
+        scans: thick-slice T2w scans of the same head that exist as files.
+        invented: the contrasts mean nothing and are to be drawn anew for every sample.
+    """
+
+    label: str
+    t1: np.ndarray
+    t2: np.ndarray
+    start: tuple[int, int, int] = (0, 0, 0)
+    shape: tuple[int, int, int] = (0, 0, 0)
+    scans: tuple[ThickScan, ...] = ()
+    invented: bool = False
+
+
+def find_subjects(data_dir: str | Path) -> tuple[dict[str, list[list[Pair]]], list[BabyAIError]]:
+    """The isotropic pairs below a folder by subject label, each followed by its scans in thick slices.
+
+    Raises:
+        BabyAIError: no such folder, or no scans in it.
+    """
+    pairs, errors = find_pairs(data_dir)
+    groups: dict[tuple, list[Pair]] = {}
+    for pair in pairs:
+        entities = entities_of(pair.t2)
+        groups.setdefault((pair.subject, entities.get("ses"), entities.get("run")), []).append(pair)
+    subjects: dict[str, list[list[Pair]]] = {}
+    for group in groups.values():
+        thick = [pair for pair in group if _is_thick(pair)]
+        isotropic = [pair for pair in group if pair not in thick]
+        if not isotropic:
+            errors.append(BabyAIError(f"{thick[0].t2} has no isotropic T2w beside it to learn from; add it."))
+        for pair in isotropic:
+            subjects.setdefault(pair.subject, []).append([pair, *thick])
+    return subjects, errors
+
+
+def _is_thick(pair: Pair) -> bool:
+    return bool(_THICK_NAME.fullmatch(entities_of(pair.t2).get("acq", ""))) or "FirstSliceCenter" in read_sidecar(
+        pair.t2
+    )
+
+
+def split_subjects(labels: Iterable[str], seed: int) -> dict[str, str]:
+    """The part of each subject, 70 % train, 15 % validation, 15 % test; at least one each of the latter two.
+
+    Raises:
+        BabyAIError: fewer than three subjects.
+    """
+    labels = sorted(labels)
+    if len(labels) < 3:
+        raise BabyAIError(
+            f"{len(labels)} subjects cannot be split into train, validation and test; add more, or give a --split file."
+        )
+    held_out = max(1, round(0.15 * len(labels)))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    parts = ["validation"] * held_out + ["test"] * held_out + ["train"] * (len(labels) - 2 * held_out)
+    return {labels[index]: part for index, part in sorted(zip(order.tolist(), parts, strict=True))}
+
+
+def read_subjects(groups: Sequence[list[Pair]], published: bool) -> tuple[list[Subject], list[BabyAIError]]:
+    """Read pairs as :func:`find_subjects` groups them; a pair that cannot be used costs one error and no other pair.
+
+    For the published recipe all that is not zero is kept, and thick-slice scans stay the up-sampled volumes they are;
+    otherwise the head alone is kept, and of thick-slice scans the slices.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda group: _read_group(group, published), groups))
+    return [subject for subject, _ in results if subject], [error for _, errors in results for error in errors]
+
+
+def _read_group(group: list[Pair], published: bool) -> tuple[Subject | None, list[BabyAIError]]:
+    pair, *thick = group
+    errors: list[BabyAIError] = []
+    try:
+        images = [read_volume(pair.t1), read_volume(pair.t2)]
+        for image in images:
+            check_isotropic(image)
+        check_same_grid(*images)
+        t1, t2 = (np.asarray(to_ras(image).dataobj) for image in images)
+        box = _head_box(t1, t2, *((0, 12) if published else (FAINTEST, MARGIN)))
+        t2_scale = zero_based_scale(t2)
+        subject = Subject(
+            pair.subject,
+            np.ascontiguousarray(zero_based_scale(t1).apply(t1[box]), np.float32),
+            np.ascontiguousarray(t2_scale.apply(t2[box]), np.float32),
+            tuple(part.start for part in box),
+            t2.shape,
+        )
+    except BabyAIError as error:
+        return None, [error]
+    scans = []
+    for other in thick:
+        try:
+            scans.append(_read_thick(other, images[1], box, t2_scale, published))
+        except BabyAIError as error:
+            errors.append(error)
+    return replace(subject, scans=tuple(scans)), errors
+
+
+def _head_box(
+    t1: np.ndarray, t2: np.ndarray, faintest: float = FAINTEST, margin: int = MARGIN
+) -> tuple[slice, slice, slice]:
+    head = (t1 > faintest * t1.max()) | (t2 > faintest * t2.max())
+    first, last = (index(np.argwhere(head), axis=0) for index in (np.min, np.max))
+    return tuple(
+        slice(max(int(a) - margin, 0), min(int(b) + margin + 1, n))
+        for a, b, n in zip(first, last, t1.shape, strict=True)
+    )
+
+
+def _read_thick(
+    pair: Pair, isotropic: nib.Nifti1Image, box: tuple[slice, ...], scale: Scale, published: bool
+) -> ThickScan:
+    image = read_volume(pair.t2)
+    check_same_grid(image, isotropic)
+    array = np.asarray(to_ras(image).dataobj)
+    if published:
+        return ThickScan(pair.name, scale.apply(array[box]).astype(np.float32))
+    geometry = SliceGeometry.from_sidecar(read_sidecar(pair.t2), image)
+    if geometry is None:
+        geometry = recover_geometry(array)
+    else:
+        axis, flip = nib.io_orientation(image.affine)[geometry.axis]
+        geometry = geometry.on_axis(int(axis), array.shape[int(axis)] if flip < 0 else None)
+    if geometry is None:
+        raise BabyAIError(f"{name_of(image)} does not show where its slices lie; write them into its JSON sidecar.")
+    slices = measured_slices(array, geometry)
+    # Of the slices, those that lie in the box.
+    along_axis = box[geometry.axis]
+    half = geometry.thickness / 2
+    kept = np.flatnonzero(
+        (geometry.centers - half >= along_axis.start - 0.5) & (geometry.centers + half <= along_axis.stop - 0.5)
+    )
+    if len(kept) < 4:
+        raise BabyAIError(f"{name_of(image)} has fewer than four slices in the head; leave it out.")
+    cut = list(box)
+    cut[geometry.axis] = slice(int(kept[0]), int(kept[-1]) + 1)
+    inner = replace(
+        geometry, first_center=float(geometry.centers[kept[0]] - along_axis.start), count=int(kept[-1] - kept[0] + 1)
+    )
+    return ThickScan(pair.name, scale.apply(slices[tuple(cut)]).astype(np.float32), inner)
+
+
+def read_pseudo_pairs(paths: Iterable[str | Path]) -> list[Subject]:
+    """Heads of which there is a T1w only, of any voxel size: the T2w is the T1w, to be given a random contrast.
+
+    Raises:
+        BabyAIError: a file cannot be read.
+    """
+    subjects = []
+    for path in paths:
+        image = to_ras(read_volume(path))
+        array = np.asarray(image.dataobj)
+        zoom = nib.affines.voxel_sizes(image.affine)
+        if np.abs(zoom - 1).max() > 0.05:
+            array = np.maximum(ndimage.zoom(array, zoom, order=3, prefilter=True), 0)
+        array = np.ascontiguousarray(zero_based_scale(array).apply(array)[_head_box(array, array)], np.float32)
+        subjects.append(Subject(Path(path).name, array, array, shape=array.shape, invented=True))
+    return subjects
+
+
+def phantoms(count: int) -> list[Subject]:
+    """Digital infants of different ages, every other one with skull and face."""
+    subjects = []
+    for number in range(count):
+        infant = infant_brain(age_months=(0, 9, 3, 24, 6, 12)[number % 6], skull=number % 2 == 1, seed=1000 + number)
+        t1, t2 = (np.asarray(scan.dataobj, np.float32) for scan in (infant.t1, infant.t2))
+        box = _head_box(t1, t2)
+        t1, t2 = (np.ascontiguousarray(zero_based_scale(scan).apply(scan)[box], np.float32) for scan in (t1, t2))
+        subjects.append(Subject(f"phantom {number}", t1, t2, shape=t2.shape))
+    return subjects
+
+
+def shapes(count: int, length: int = 96) -> list[Subject]:
+    """Volumes of random smooth shapes."""
+    subjects = []
+    for number in range(count):
+        t1, t2 = random_shapes((length,) * 3, np.random.default_rng((2000, number)))
+        subjects.append(Subject(f"shapes {number}", t1, t2, shape=t2.shape, invented=True))
+    return subjects
+
+
+class ThickSliceSamples(Dataset):
+    """What the compact network learns from: random crops, seen in random thick slices.
+
+    Sample ``number`` is a dictionary of float32 arrays, with P = ``patch`` and the slices stacked along the last axis:
+
+        inputs      (7, P, P, P)  what the network is told (func.guidance)
+        truth       (P, P, P)     the isotropic T2w
+        projection  (P, P)        along the last axis, what the slices see of an estimate, spread over the planes
+        offset      (P, P, P)     the same of the measured slices, so that x - projection x + offset agrees with them
+        planes      (P,)          1 where the slices that lie in the crop reach, 0 elsewhere
+        baseline    (2,)          mean absolute and root-mean-square error of consistent cubic interpolation
+
+    Where there is no slice geometry, projection and offset are zero, and the slices may be stacked along any axis.
+
+    Args:
+        subjects: where the crops come from.
+        shares: how often each subject is drawn, in any unit.
+        seed: picks the samples, together with their numbers.
+        patch: crop size in voxels, a multiple of 8.
+    """
+
+    THICKNESSES = (2.0, 3.0, 4.0, 5.0)
+    THICKNESS_RANGE = (2.0, 6.0)
+    PROFILES = ("box", "gaussian", "point")
+    PROFILE_SHARES = (0.7, 0.15, 0.15)
+    LARGEST_TILT = 10  # degrees
+
+    # Shares of the samples
+    GAP = 0.25
+    FROM_FILE = 0.5  # of those of subjects that have thick-slice scans
+    NEW_CONTRAST = NOISE = BIAS = 0.25
+    T1_NOISE = MISALIGNMENT = 0.15
+    UNKNOWN_GEOMETRY = 0.15
+    TILTED = 0.6  # of those with unknown geometry
+
+    def __init__(self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56):
+        self.subjects = [_at_least(subject, patch) for subject in subjects]
+        self.shares = np.asarray(shares, float) / np.sum(shares)
+        self.seed, self.patch = seed, patch
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, number))
+        subject = self.subjects[rng.choice(len(self.subjects), p=self.shares)]
+        if rng.random() >= self.UNKNOWN_GEOMETRY:
+            return self._with_geometry(subject, rng)
+        return self._without_geometry(subject, rng)
+
+    def _with_geometry(self, subject: Subject, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        size = self.patch
+        scan = None
+        if subject.scans and rng.random() < self.FROM_FILE:
+            scan = subject.scans[rng.integers(len(subject.scans))]
+        axis = int(rng.integers(3)) if scan is None else scan.geometry.axis
+        turn = _Turn(axis, rng)
+        t1, t2 = turn(subject.t1), turn(subject.t2)
+        corner = self._corner(t2, rng)
+        column = tuple(slice(at, at + size) for at in corner[:2])
+        if scan is None:
+            t1, t2 = self._changed(t1[column], t2[column], subject.invented, rng)
+            geometry = self._random_geometry(t2.shape[2], rng)
+            slices = acquire(t2, geometry)
+        else:
+            t1, t2 = t1[column], t2[column]
+            geometry = scan.geometry.on_axis(2, t2.shape[2] if turn.reverses else None)
+            slices = turn(scan.array)[column]
+        noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
+        slices = noisy(slices, noise, rng)
+        upsampled = upsample(slices, geometry, t2.shape[2])
+        inputs = network_inputs(t1, upsampled, slices, geometry)
+        planes = slice(corner[2], corner[2] + size)
+        return _sample(
+            inputs[..., planes], t2[..., planes], upsampled[..., planes], slices, geometry, planes, (noise / 0.05) ** 2
+        )
+
+    def _without_geometry(self, subject: Subject, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        size = self.patch
+        turn = _Turn(int(rng.integers(3)), rng)
+        t1, t2 = turn(subject.t1), turn(subject.t2)
+        corner = self._corner(t2, rng)
+        tilted = rng.random() < self.TILTED
+        # What a tilt, the slices and the splines between them may bring in from beside the crop.
+        margin = np.array([12, 12, 20] if tilted else [0, 0, 12])
+        block = [_block(scan, corner - margin, size + 2 * margin) for scan in (t1, t2)]
+        t1, t2 = self._changed(*block, subject.invented, rng)
+        geometry = self._random_geometry(t2.shape[2], rng)
+        noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
+        if tilted:
+            upsampled = tilted_stack(t2, geometry, random_rotation(self.LARGEST_TILT, rng), noise, rng)
+        else:
+            upsampled = upsample(noisy(acquire(t2, geometry), noise, rng), geometry, t2.shape[2])
+        order = rng.permutation(3)
+        t1, t2, upsampled = (
+            scan[tuple(slice(m, m + size) for m in margin)].transpose(order) for scan in (t1, t2, upsampled)
+        )
+        return _sample(network_inputs(t1, upsampled), t2, upsampled)
+
+    def _corner(self, t2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """First voxel of a crop of which more than a quarter is head, unless there is hardly any."""
+        room = np.array(t2.shape) - self.patch + 1
+        for _ in range(20):
+            corner = rng.integers(room)
+            if (t2[tuple(slice(at, at + self.patch) for at in corner)] > 0).mean() > 0.25:
+                break
+        return corner
+
+    def _random_geometry(self, length: int, rng: np.random.Generator) -> SliceGeometry:
+        thickness = float(rng.choice([*self.THICKNESSES, rng.uniform(*self.THICKNESS_RANGE)]))
+        gap = rng.uniform(0, 0.25) * thickness if rng.random() < self.GAP else 0.0
+        profile = str(rng.choice(self.PROFILES, p=self.PROFILE_SHARES))
+        spacing = thickness + gap
+        first = (thickness - 1) / 2 + rng.uniform(0, spacing)
+        return SliceGeometry.fitting(2, length, thickness, spacing, first, profile)
+
+    def _changed(
+        self, t1: np.ndarray, t2: np.ndarray, invented: bool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The two scans as another scanner might have shown them."""
+        scans = [t1, t2]
+        for index in range(2):
+            if rng.random() < self.NEW_CONTRAST or (invented and index == 1):
+                scans[index] = random_contrast(scans[index], rng)
+            if rng.random() < self.BIAS:
+                scans[index] = scans[index] * bias_field(scans[index].shape, rng)
+            scans[index] = scans[index] * np.float32(rng.uniform(0.85, 1.15))
+        if rng.random() < self.MISALIGNMENT:
+            air = scans[0] == 0
+            scans[0] = shifted(scans[0], rng.uniform(-0.5, 0.5, 3))
+            scans[0][air] = 0
+        if rng.random() < self.T1_NOISE:
+            scans[0] = noisy(scans[0], rng.uniform(0, 0.03), rng)
+        return scans[0], scans[1]
+
+
+class _Turn:
+    """Puts one axis last, and swaps and flips all of them at random, always the same way."""
+
+    def __init__(self, axis: int, rng: np.random.Generator):
+        in_plane = rng.permutation([other for other in range(3) if other != axis])
+        self._order = (*in_plane.tolist(), axis)
+        self._steps = rng.choice([-1, 1], 3)
+        self.reverses = self._steps[2] < 0  # the axis that comes last
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return array.transpose(self._order)[tuple(slice(None, None, step) for step in self._steps)]
+
+
+def _at_least(subject: Subject, length: int) -> Subject:
+    """The subject with zeros added behind each axis that is shorter than this."""
+    missing = [max(0, length - n) for n in subject.t2.shape]
+    if not any(missing):
+        return subject
+    scans = tuple(
+        replace(
+            scan, array=np.pad(scan.array, [(0, 0 if a == scan.geometry.axis else m) for a, m in enumerate(missing)])
+        )
+        for scan in subject.scans
+    )
+    widths = [(0, m) for m in missing]
+    return replace(subject, t1=np.pad(subject.t1, widths), t2=np.pad(subject.t2, widths), scans=scans)
+
+
+def _block(volume: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """A part of a volume, with zeros where it reaches beyond."""
+    block = np.zeros(tuple(size), volume.dtype)
+    spans = [(max(0, a), min(n, a + s)) for a, s, n in zip(start, size, volume.shape, strict=True)]
+    if all(first < last for first, last in spans):
+        target = tuple(slice(first - a, last - a) for (first, last), a in zip(spans, start, strict=True))
+        block[target] = volume[tuple(slice(first, last) for first, last in spans)]
+    return block
+
+
+def _sample(
+    inputs: np.ndarray,
+    truth: np.ndarray,
+    upsampled: np.ndarray,
+    slices: np.ndarray | None = None,
+    geometry: SliceGeometry | None = None,
+    crop: slice = slice(0, 0),
+    damping: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """A sample from crops; ``slices`` and ``geometry`` are of the whole columns, of which ``crop`` are the planes."""
+    size = truth.shape[2]
+    projection, offset, planes = np.zeros((size, size)), np.zeros_like(truth), np.ones(size)
+    inside = slice(0, 0) if geometry is None else _slices_inside(geometry, crop)
+    if inside.stop > inside.start:
+        inner = replace(
+            geometry,
+            first_center=float(geometry.centers[inside.start] - crop.start),
+            count=inside.stop - inside.start,
+        )
+        correction = consistency_matrix(inner, size, damping)
+        projection = correction @ slice_matrix(inner, size)
+        offset = along(correction, slices[..., inside], 2)
+        distance = np.abs(np.subtract.outer(np.arange(size), inner.centers)).min(axis=1)
+        planes = distance <= max(geometry.thickness, geometry.spacing) / 2
+    arrays = {
+        "inputs": inputs,
+        "truth": truth,
+        "projection": projection,
+        "offset": offset,
+        "planes": planes,
+    }
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    error = (upsampled - along(arrays["projection"], upsampled, 2) + arrays["offset"] - truth) * arrays["planes"]
+    arrays["baseline"] = np.array([np.abs(error).mean(), np.sqrt(np.square(error).mean())], np.float32)
+    return arrays
+
+
+def _slices_inside(geometry: SliceGeometry, crop: slice) -> slice:
+    """The slices that see (almost) nothing but the planes of the crop."""
+    reach = {"box": 0.5, "gaussian": 1.4, "point": 0.0}[geometry.profile] * geometry.thickness
+    first = np.ceil((crop.start - 0.5 + reach - geometry.first_center) / geometry.spacing - 1e-6)
+    last = np.floor((crop.stop - 0.5 - reach - geometry.first_center) / geometry.spacing + 1e-6)
+    first, last = max(int(first), 0), min(int(last), geometry.count - 1)
+    return slice(first, max(last + 1, first))
+
+
+@dataclass(frozen=True)
+class PublishedImage:
+    """A T2w in thick slices, the truth behind it and the T1w, each normalised the published way when a patch is cut.
+
+    ``operator`` (whole grid x crop) makes the thick slices, cubic up-sampled, from the truth along ``axis``; where the
+    scan exists as a file, ``upsampled`` holds it instead.
+    """
+
+    subject: Subject
+    scales: tuple[Scale, Scale, Scale]  # of the T1w, the thick-slice T2w and the truth
+    operator: np.ndarray | None = None
+    axis: int = 0
+    upsampled: np.ndarray | None = None
+
+    def patch(self, corner: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Network input (2, size, size, size) and truth (1, size, size, size), the corner on the whole grid."""
+        subject = self.subject
+        start = [at - first for at, first in zip(corner, subject.start, strict=True)]
+        t1, truth = (_block(scan, start, (size,) * 3) for scan in (subject.t1, subject.t2))
+        if self.upsampled is not None:
+            t2 = _block(self.upsampled, start, (size,) * 3)
+        else:
+            length = subject.t2.shape[self.axis]
+            column_start, column_size = list(start), [size] * 3
+            column_start[self.axis], column_size[self.axis] = 0, length
+            rows = _block(self.operator, (corner[self.axis], 0), (size, length))
+            t2 = along(rows, _block(subject.t2, column_start, column_size), self.axis)
+        inputs, truth = (
+            [np.clip(scale.apply(part), 0, 1) for scale, part in zip(self.scales[:2], (t1, t2), strict=True)],
+            np.clip(self.scales[2].apply(truth), 0, 1),
+        )
+        return np.stack(inputs).astype(np.float32), truth[None].astype(np.float32)
+
+
+def published_images(subjects: Sequence[Subject], thicknesses: Sequence[float] = (2, 3, 4, 5)) -> list[PublishedImage]:
+    """Each subject's thick-slice scans: those that exist as files, else every thickness in every direction."""
+    with ThreadPoolExecutor(4) as pool:
+        return [
+            image for images in pool.map(lambda subject: _images_of(subject, thicknesses), subjects) for image in images
+        ]
+
+
+def _images_of(subject: Subject, thicknesses: Sequence[float]) -> list[PublishedImage]:
+    t1_scale, truth_scale = scale_of(subject.t1), scale_of(subject.t2)
+    if subject.scans:
+        return [
+            PublishedImage(subject, (t1_scale, scale_of(scan.array), truth_scale), upsampled=scan.array)
+            for scan in subject.scans
+        ]
+    images = []
+    for axis in AXES.values():
+        for thickness in thicknesses:
+            operator = _upsampled_slices(thickness, subject.shape[axis], subject.start[axis], subject.t2.shape[axis])
+            scale = scale_of(along(operator, subject.t2, axis))
+            images.append(PublishedImage(subject, (t1_scale, scale, truth_scale), operator, axis))
+    return images
+
+
+@lru_cache(maxsize=256)
+def _upsampled_slices(thickness: float, whole: int, start: int, length: int) -> np.ndarray:
+    """From the planes of a crop to thick slices and back to the whole grid by cubic splines: shape (whole, length)."""
+    geometry = SliceGeometry.fitting(0, whole, thickness)
+    operator = upsampling_matrix(geometry, whole) @ slice_matrix(geometry, whole)
+    return operator[:, start : start + length].astype(np.float32)
+
+
+class PublishedPatches(Dataset):
+    """Every patch of every image, as the published model was trained: 32^3 voxels, 16 apart, in a new order each epoch.
+
+    An item is the network's input (2, 32, 32, 32) and the truth (1, 32, 32, 32). Numbers go on beyond an epoch:
+    number ``len(self)`` is the first of the second epoch.
+    """
+
+    def __init__(self, images: Sequence[PublishedImage], seed: int, patch: int = 32, stride: int = 16):
+        self.images, self.seed, self.patch = images, seed, patch
+        self._corners = [_corners(image.subject.shape, patch, stride) for image in images]
+        self._ends = np.cumsum([len(corners) for corners in self._corners])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.images else 0
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, place = divmod(number, len(self))
+        index = self._order(epoch)[place]
+        image = int(np.searchsorted(self._ends, index, side="right"))
+        corner = self._corners[image][index - self._ends[image]]
+        return self.images[image].patch(corner, self.patch)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _permutation(self.seed, epoch, len(self))
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+@lru_cache(maxsize=16)
+def _corners(shape: tuple[int, int, int], patch: int, stride: int) -> np.ndarray:
+    """First voxels of all patches over a volume padded as in the published procedure; shape (patches, 3)."""
+    axes = [tile_axis(n, patch, stride) for n in shape]
+    starts = [np.array(axis.starts) - axis.before for axis in axes]
+    return np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+class Numbers(Sampler):
+    """The numbers of the samples that one of several processes draws, from the first step it has still to do.
+
+    Each step takes ``batch_size`` consecutive numbers, of which every process gets its equal part, so that the
+    samples of a step do not depend on how many processes there are.
+    """
+
+    def __init__(self, first_step: int, last_step: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self._steps = range(first_step, last_step)
+        self._batch_size = batch_size
+        self._part = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return (step * self._batch_size + place for step in self._steps for place in self._part)
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._part)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A whole thick-slice scan to reconstruct and score: images on a 1 mm grid, the truth and the brain in it."""
+
+    name: str
+    t1: nib.Nifti1Image
+    t2: nib.Nifti1Image
+    geometry: SliceGeometry
+    truth: np.ndarray
+    mask: np.ndarray
+
+
+def validation_cases(subjects: Sequence[Subject], scans: Sequence[tuple[str, float]]) -> Iterator[Case]:
+    """Thick-slice scans of each subject, in the directions and thicknesses (voxels) given."""
+    for subject in subjects:
+        mask = brain_mask(subject.t2)
+        for direction, thickness in scans:
+            axis = AXES[direction]
+            geometry = SliceGeometry.fitting(axis, subject.t2.shape[axis], thickness)
+            upsampled = upsample(acquire(subject.t2, geometry), geometry, subject.t2.shape[axis])
+            t1, t2 = (nib.Nifti1Image(array.astype(np.float32), np.eye(4)) for array in (subject.t1, upsampled))
+            yield Case(f"sub-{subject.label} {direction} {thickness:g} mm", t1, t2, geometry, subject.t2, mask)
