@@ -67,7 +67,7 @@ def suggested_detail(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry
     length = t1.shape[2]
     t1_slices = acquire(t1, geometry)
     present = acquire((t1 > 0).astype(np.float32), geometry)
-    weight = _smooth(present) + 1e-2
+    weight = np.maximum(_smooth(present), 1e-3)
     mean_t1, mean_t2 = _smooth(t1_slices) / weight, _smooth(slices) / weight
     variance = np.maximum(_smooth(t1_slices**2) / weight - mean_t1**2, 0)
     covariance = _smooth(t1_slices * slices) / weight - mean_t1 * mean_t2
