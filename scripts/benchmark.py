@@ -3,7 +3,8 @@
     python scripts/benchmark.py --output benchmark.md
 
 Prints Markdown tables: the published network as published, one patch after the other, against its folded form; the
-bundled weights, a whole process of inference.py from start to saved file; and how time grows with voxels and subjects.
+bundled weights, a whole process of inference.py from start to saved file; how time grows with voxels and subjects; and
+patches a second in training.
 Ratios carry over between machines, seconds do not. Without --t1 and --t2 (an isotropic pair on the atlas grid) the
 built-in phantom serves, and without --weights random numbers: neither changes the cost.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,7 @@ from func.volumes import check_atlas_grid, check_same_grid, image_of, read_volum
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PATCHES = 32  # patches timed, of the 1,573 of a volume
 PRECISIONS = ("float32", "bfloat16")  # of the folded network
+BATCH = 32  # patches of a plain training step
 REPEATS = 3  # the fastest of so many runs counts
 THICKNESS = 4.0  # mm, axial slices
 SUBJECTS = (1, 2, 4)  # sizes of the folders that inference.py is timed on
@@ -64,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
                 sections.append(bundled(t1, t2, device, Path(folder)))
             if "growth" in arguments.sections:
                 sections.append(growth(t1, t2, device))
+            if "training" in arguments.sections:
+                sections.append(training(t1, t2, device, Path(folder)))
     except BabyAIError as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
@@ -281,7 +286,71 @@ def growth(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device) -> st
     return "### Time and voxels, bundled weights\n\n" + table(["voxels", "s", "µs a voxel"], rows)
 
 
-SECTIONS = {"published": published, "bundled": bundled, "growth": growth}
+def training(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device, folder: Path) -> str:
+    """Patches a second of training.py, against a plain loop that reads and normalises again when the image changes."""
+    data = folder / "pairs"
+    for subject in range(1, 5):
+        save_result(data / f"sub-{subject:02d}_T1w.nii.gz", t1, {})
+        save_result(data / f"sub-{subject:02d}_T2w.nii.gz", t2, {})
+    step, reading = plain_training_seconds(data, device)
+    every = count_patches(t2.shape)
+    rates = {
+        "plain loop, a new image each patch": (BATCH / (step + BATCH * reading), 32, 0.0),
+        f"plain loop, a new image each {every} patches": (BATCH / (step + BATCH * reading / every), 32, 0.0),
+    }
+    for recipe, patch in (("babyai", 32), ("compact", 56)):
+        command = [SCRIPTS / "training.py", "--data-dir", data, "--output-dir", folder / recipe, "--recipe", recipe]
+        rate, waiting = training_rate([sys.executable, *command, "--device", device])
+        rates[f"training.py --recipe {recipe}"] = (rate, patch, waiting)
+    plain = next(iter(rates.values()))[0] * 32**3
+    rows = {
+        name: [f"{patch}³", f"{rate:.2f}", f"{rate * patch**3 / plain:.1f}", f"{waiting:.0%}"]
+        for name, (rate, patch, waiting) in rates.items()
+    }
+    header = ["", "patch", "patches a second", "times the voxels", "waiting for data"]
+    return "### Training\n\n" + table(header, rows)
+
+
+def plain_training_seconds(data: Path, device: torch.device) -> tuple[float, float]:
+    """Seconds of a plain training step, float32, and of reading and normalising one pair."""
+    network = build_network("babyai").to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    inputs, truth = torch.rand(BATCH, 2, 32, 32, 32, device=device), torch.rand(BATCH, 1, 32, 32, 32, device=device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(network(inputs), truth).backward()
+        optimizer.step()
+
+    def read() -> None:
+        for path in sorted(data.glob("sub-01_T?w.nii.gz")):
+            published_normalise(read_volume(path).get_fdata(dtype=np.float32))
+
+    return fastest(step, device)[0], fastest(read, torch.device("cpu"))[0]
+
+
+def training_rate(command: list) -> tuple[float, float]:
+    """Samples a second of a training, and the share of its time spent waiting for them, once it is under way.
+
+    Raises:
+        BabyAIError: the training ended before it said so.
+    """
+    words = [str(word) for word in (*command, "--log-every", 4, "--steps", 1000, "--run", "benchmark")]
+    reports = []
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for line in process.stdout:
+            reports += re.findall(r"samples per second ([\d.e+-]+), waiting share ([\d.e+-]+)", line)
+            if len(reports) == 3:
+                process.terminate()
+                break
+        process.stdout.read()
+    if not reports:
+        raise BabyAIError(f"{words[1]} ended without a report: run it by itself to see why.")
+    rate, waiting = reports[-1]
+    return float(rate), float(waiting)
+
+
+SECTIONS = {"published": published, "bundled": bundled, "growth": growth, "training": training}
 
 
 def table(header: list[str], rows: dict[str, list[str]]) -> str:

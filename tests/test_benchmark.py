@@ -19,7 +19,8 @@ def small_benchmark(monkeypatch, small_head):
     monkeypatch.setattr(benchmark, "infant_brain", lambda age_months: small_head)
     monkeypatch.setattr(benchmark, "run_process", lambda command: (1.0, 2e9))
     monkeypatch.setattr(benchmark, "matrix_product_rate", lambda device: 1e11)
-    for constant, value in {"REPEATS": 1, "PATCHES": 3, "SUBJECTS": (1, 2), "SIZES": (16, 24)}.items():
+    monkeypatch.setattr(benchmark, "training_rate", lambda command: (50.0, 0.01))
+    for constant, value in {"REPEATS": 1, "PATCHES": 3, "BATCH": 2, "SUBJECTS": (1, 2), "SIZES": (16, 24)}.items():
         monkeypatch.setattr(benchmark, constant, value)
 
 
@@ -43,7 +44,13 @@ def test_every_table_is_filled(small_benchmark, tmp_path, capsys):
     assert float(largest[2]) < 1e-4
     assert float(largest[3]) < 0.1
     assert list(folders) == ["1", "2"]
+    assert len(rows(text, "### Training")) == 4
     assert list(rows(text, "### Time and voxels")) == ["16×16×16", "24×24×24"]
+
+
+def test_the_last_report_of_a_training_counts():
+    reports = "; ".join(f"echo step {n}: loss 1, samples per second {n}.5, waiting share 0.25, x 1" for n in (4, 8, 12))
+    assert benchmark.training_rate(["sh", "-c", f"{reports}; exec sleep 60"]) == (12.5, 0.25)
 
 
 def test_patches_with_data_are_found(small_benchmark):
@@ -59,5 +66,7 @@ def test_bad_calls_are_told_in_a_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         benchmark.main(["--t1", missing])
     assert stopped.value.code == 2
+    with pytest.raises(BabyAIError, match="without a report"):
+        benchmark.training_rate(["sh", "-c", "exit 3"])
     with pytest.raises(BabyAIError, match="exit code 3"):
         benchmark.run_process(["sh", "-c", "exit 3"])
