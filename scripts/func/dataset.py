@@ -552,7 +552,7 @@ def _upsampled_slices(thickness: float, whole: int, start: int, length: int) -> 
 class PublishedPatches(Dataset):
     """Every patch of every image, as the published model was trained: 32^3 voxels, 16 apart, in a new order each epoch.
 
-    An item is the network's input (2, 32, 32, 32) and the truth (1, 32, 32, 32). Numbers go on beyond an epoch:
+    An item holds the ``inputs`` (2, 32, 32, 32) and the ``truth`` (1, 32, 32, 32). Numbers go on beyond an epoch:
     number ``len(self)`` is the first of the second epoch.
     """
 
@@ -564,12 +564,13 @@ class PublishedPatches(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.images else 0
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         epoch, place = divmod(number, len(self))
         index = self._order(epoch)[place]
         image = int(np.searchsorted(self._ends, index, side="right"))
         corner = self._corners[image][index - self._ends[image]]
-        return self.images[image].patch(corner, self.patch)
+        inputs, truth = self.images[image].patch(corner, self.patch)
+        return {"inputs": inputs, "truth": truth}
 
     def _order(self, epoch: int) -> np.ndarray:
         return _permutation(self.seed, epoch, len(self))

@@ -1,0 +1,294 @@
+"""The samples that training sees: what is in them, that they can be drawn again, whose they are."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from func import augmentation
+from func.acquisition import SliceGeometry, acquire, make_consistent, upsample
+from func.dataset import (
+    Numbers,
+    PublishedPatches,
+    Subject,
+    ThickSliceSamples,
+    find_subjects,
+    published_images,
+    read_pseudo_pairs,
+    read_subjects,
+    split_subjects,
+    validation_cases,
+)
+from func.errors import BabyAIError
+from func.intensity import published_normalise
+from func.volumes import save_json
+
+SHAPE = (44, 48, 40)
+
+
+@pytest.fixture(scope="module")
+def scans():
+    """A T1w and a T2w of random shapes in air, in units of their own."""
+    t1, t2 = augmentation.random_shapes(SHAPE, np.random.default_rng(5))
+    head = np.zeros(SHAPE, np.float32)
+    head[6:-6, 6:-6, 6:-6] = 1
+    return 700 * t1 * head, 900 * t2 * head
+
+
+@pytest.fixture(scope="module")
+def subject(scans):
+    t1, t2 = scans
+    return Subject("01", t1 / 700, t2 / 900, shape=SHAPE)
+
+
+def save(folder, name, array, affine=None):
+    folder.mkdir(exist_ok=True, parents=True)
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def test_no_subject_is_in_two_parts():
+    labels = [f"{number:02d}" for number in range(60)]
+    parts = split_subjects(labels, seed=1)
+    counts = [list(parts.values()).count(part) for part in ("train", "validation", "test")]
+    assert counts == [42, 9, 9]
+    assert sorted(parts) == labels
+    assert split_subjects(reversed(labels), seed=1) == parts
+    assert split_subjects(labels, seed=2) != parts
+
+
+def test_a_few_subjects_are_split_too():
+    assert sorted(split_subjects("abc", 0).values()) == ["test", "train", "validation"]
+    with pytest.raises(BabyAIError, match="more"):
+        split_subjects("ab", 0)
+
+
+def test_thick_scans_and_sessions_go_with_their_subject(tmp_path, scans):
+    for session in ("1", "2"):
+        for suffix, array in zip(("T1w", "T2w"), scans, strict=True):
+            save(tmp_path, f"sub-x_ses-{session}_{suffix}", array)
+    save(tmp_path, "sub-x_ses-1_acq-axial4mm_T2w", scans[1])
+    save(tmp_path, "sub-y_T1w", scans[0])
+    save(tmp_path, "sub-y_acq-coronal2mm_T2w", scans[1])
+    subjects, errors = find_subjects(tmp_path)
+    assert [[pair.name for pair in group] for group in subjects["x"]] == [
+        ["sub-x_ses-1_T2w", "sub-x_ses-1_acq-axial4mm_T2w"],
+        ["sub-x_ses-2_T2w"],
+    ]
+    assert "y" not in subjects
+    assert len(errors) == 1 and "isotropic" in str(errors[0])
+
+
+def test_a_bad_pair_costs_no_other(tmp_path, scans):
+    for label in ("good", "bad"):
+        for suffix, array in zip(("T1w", "T2w"), scans, strict=True):
+            save(tmp_path, f"sub-{label}_{suffix}", array)
+    save(tmp_path, "sub-bad_T1w", scans[0][:-1])
+    groups, _ = find_subjects(tmp_path)
+    subjects, errors = read_subjects([group for label in sorted(groups) for group in groups[label]], published=False)
+    assert [subject.label for subject in subjects] == ["good"]
+    assert len(errors) == 1 and "sub-bad" in str(errors[0])
+
+
+def test_a_scan_is_cropped_to_the_head_and_scaled(tmp_path, scans):
+    turned = np.array([[0, 1.0, 0, 3], [-1.0, 0, 0, 8], [0, 0, 1.0, 0], [0, 0, 0, 1]])
+    for suffix, array in zip(("T1w", "T2w"), scans, strict=True):
+        save(tmp_path, f"sub-1_{suffix}", array, turned)
+    (subject,), errors = read_subjects(find_subjects(tmp_path)[0]["1"], published=False)
+    assert not errors
+    assert subject.t2.shape == (44, 40, 36)
+    assert np.percentile(subject.t2[subject.t2 > 0], 99) == pytest.approx(1, rel=1e-4)
+    ras = nib.as_closest_canonical(nib.Nifti1Image(scans[1], turned)).get_fdata()
+    crop = tuple(slice(a, a + n) for a, n in zip(subject.start, subject.t2.shape, strict=True))
+    np.testing.assert_allclose(subject.t2, ras[crop] / np.percentile(ras[ras > 0], 99), rtol=1e-5)
+
+
+def samples_of(subject, seed=0, **changes):
+    samples = ThickSliceSamples([subject], [1], seed, patch=24)
+    for name, value in changes.items():
+        setattr(samples, name, value)
+    return samples
+
+
+def test_a_sample_depends_on_its_number_alone(subject):
+    samples = samples_of(subject)
+    drawn = {number: samples[number] for number in (3, 1, 2)}
+    loader = DataLoader(samples_of(subject), 3, sampler=[1, 2, 3], num_workers=1, multiprocessing_context="fork")
+    (batch,) = loader
+    for place, number in enumerate((1, 2, 3)):
+        for name, array in drawn[number].items():
+            np.testing.assert_array_equal(batch[name][place], array)
+    assert not np.array_equal(samples_of(subject, seed=1)[1]["truth"], drawn[1]["truth"])
+
+
+def test_samples_are_whole(subject):
+    samples = samples_of(subject)
+    for number in range(40):
+        sample = samples[number]
+        assert {name: array.shape for name, array in sample.items()} == {
+            "inputs": (7, 24, 24, 24),
+            "truth": (24, 24, 24),
+            "projection": (24, 24),
+            "offset": (24, 24, 24),
+            "planes": (24,),
+            "baseline": (2,),
+        }
+        assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in sample.values())
+        assert set(np.unique(sample["planes"])) <= {0, 1}
+
+
+def test_the_truth_agrees_with_the_slices(subject):
+    """The network's last layer changes nothing on the truth, and makes cubic what inference makes of it."""
+    samples = samples_of(subject, UNKNOWN_GEOMETRY=0, NOISE=0, PROFILE_SHARES=(1, 0, 0))
+    for number in range(10):
+        sample = samples[number]
+        truth = sample["truth"]
+        seen = truth - truth @ sample["projection"].T + sample["offset"]
+        np.testing.assert_allclose(seen, truth, atol=2e-5)
+        assert sample["baseline"][1] > 0.005
+
+
+def test_without_geometry_nothing_is_corrected(subject):
+    samples = samples_of(subject, UNKNOWN_GEOMETRY=1)
+    for number in range(6):
+        sample = samples[number]
+        assert not sample["projection"].any() and not sample["offset"].any() and not sample["inputs"][2:].any()
+        assert sample["planes"].all()
+        assert 0.005 < sample["baseline"][1] < 1
+
+
+def test_noise_damps_the_correction(subject):
+    noisy, clean = (samples_of(subject, UNKNOWN_GEOMETRY=0, NOISE=noise)[4] for noise in (1, 0))
+    assert np.abs(noisy["projection"]).max() < np.abs(clean["projection"]).max()
+
+
+def test_a_tilt_of_nothing_is_no_tilt(subject):
+    geometry = SliceGeometry.fitting(2, SHAPE[2], 4)
+    rng = np.random.default_rng(0)
+    tilted = augmentation.tilted_stack(subject.t2, geometry, np.eye(3), 0.0, rng)
+    straight = upsample(acquire(subject.t2, geometry), geometry, SHAPE[2])
+    np.testing.assert_allclose(tilted[..., 4:-4], straight[..., 4:-4], atol=2e-3)
+
+
+def test_a_tilted_stack_stays_in_place(subject):
+    rng = np.random.default_rng(0)
+    geometry = SliceGeometry.fitting(2, SHAPE[2], 2)
+    tilted = augmentation.tilted_stack(subject.t2, geometry, augmentation.random_rotation(10, rng), 0.0, rng)
+    inner = (slice(12, -12),) * 3
+    assert np.corrcoef(tilted[inner].ravel(), subject.t2[inner].ravel())[0, 1] > 0.9
+
+
+def test_rotations_are_small():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rotation = augmentation.random_rotation(10, rng)
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+        assert np.rad2deg(np.arccos((np.trace(rotation) - 1) / 2)) <= 10 + 1e-6
+
+
+def test_new_contrasts_leave_air_alone(subject):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        changed = augmentation.random_contrast(subject.t2, rng)
+        assert np.isfinite(changed).all() and (changed[subject.t2 == 0] == 0).all() and changed.max() < 5
+
+
+def test_bias_fields_are_smooth_and_near_one():
+    field = augmentation.bias_field((20, 24, 28), np.random.default_rng(0))
+    assert 0.2 < field.min() < 1 < field.max() < 5
+    assert max(np.abs(np.diff(field, axis=axis)).max() for axis in range(3)) < 0.15
+
+
+def test_shifting_there_and_back(subject):
+    offset = np.array([0.4, -0.3, 0.2])
+    smooth = augmentation.smooth_noise(SHAPE, 3, np.random.default_rng(0))
+    back = augmentation.shifted(augmentation.shifted(smooth, offset), -offset)
+    np.testing.assert_allclose(back[4:-4, 4:-4, 4:-4], smooth[4:-4, 4:-4, 4:-4], atol=5e-3)
+
+
+def test_pseudo_pairs_come_at_1_mm_with_a_drawn_contrast(tmp_path, scans):
+    path = save(tmp_path, "head", scans[0][::2, ::2, ::2], np.diag([2.0, 2, 2, 1]))
+    (head,) = read_pseudo_pairs([path])
+    assert head.shape == SHAPE and head.invented
+    sample = samples_of(head, UNKNOWN_GEOMETRY=0)[0]
+    assert np.abs(np.corrcoef(sample["inputs"][0].ravel(), sample["truth"].ravel())[0, 1]) < 0.999
+
+
+def write_thick_scan(folder, t2, direction, axis, thickness, affine):
+    geometry = SliceGeometry.fitting(axis, t2.shape[axis], thickness)
+    array = upsample(acquire(t2, geometry), geometry, t2.shape[axis])
+    path = save(folder, f"sub-1_acq-{direction}{thickness}mm_T2w", array, affine)
+    save_json(path.with_name(path.name.replace(".nii.gz", ".json")), geometry.to_sidecar(1.0))
+    return array
+
+
+def test_scans_that_exist_are_used(tmp_path, scans):
+    """In a left-handed, flipped file: the slices from the file are those of the truth, in the sample's own frame."""
+    affine = np.array([[0, -1.0, 0, 3], [-1.0, 0, 0, 8], [0, 0, -1.0, 0], [0, 0, 0, 1]])
+    for suffix, array in zip(("T1w", "T2w"), scans, strict=True):
+        save(tmp_path, f"sub-1_{suffix}", array, affine)
+    write_thick_scan(tmp_path, scans[1], "axial", 2, 3, affine)
+    (subject,), errors = read_subjects(find_subjects(tmp_path)[0]["1"], published=False)
+    assert not errors
+    (scan,) = subject.scans
+    np.testing.assert_allclose(scan.array, acquire(subject.t2, scan.geometry), atol=2e-4)
+    samples = samples_of(subject, UNKNOWN_GEOMETRY=0, FROM_FILE=1, NOISE=0)
+    for number in range(4):
+        sample = samples[number]
+        truth = sample["truth"]
+        np.testing.assert_allclose(truth - truth @ sample["projection"].T + sample["offset"], truth, atol=1e-3)
+
+
+def test_an_atlas_volume_has_1573_published_patches():
+    volume = np.zeros((182, 218, 182), np.float32)
+    volume[60:80, 60:80, 60:80] = np.random.default_rng(0).random((20, 20, 20))
+    subject = Subject("1", volume, volume, shape=volume.shape)
+    patches = PublishedPatches(published_images([subject], thicknesses=[4]), seed=0)
+    assert len(patches) == 3 * 1573
+
+
+def test_every_published_patch_comes_once_an_epoch(subject):
+    patches = PublishedPatches(published_images([subject], thicknesses=[2, 4]), seed=3)
+    first, second = ([patches._order(epoch)[place] for place in range(len(patches))] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(len(patches)))
+    assert first != second
+
+
+@pytest.mark.parametrize("from_files", [False, True])
+def test_published_patches_are_those_of_the_whole_volume(tmp_path, scans, from_files):
+    """Padded, normalised and cut as the published procedure does it with the whole, up-sampled volume."""
+    data = tmp_path / "data"
+    for suffix, array in zip(("T1w", "T2w"), scans, strict=True):
+        save(data, f"sub-1_{suffix}", array)
+    thick = write_thick_scan(data if from_files else tmp_path / "elsewhere", scans[1], "coronal", 1, 4, None)
+    (subject,), errors = read_subjects(find_subjects(data)[0]["1"], published=True)
+    assert not errors and bool(subject.scans) == from_files
+    image = published_images([subject], thicknesses=[4])[0 if from_files else 1]
+    padding = [(2, 2), (0, 0), (4, 4)]  # to 48 voxels: 32 + 16
+    volumes = [published_normalise(np.pad(array, padding)) for array in (scans[0], thick, scans[1])]
+    patches = PublishedPatches([image], seed=0)
+    assert len(patches) == 8
+    for number, corner in enumerate(np.ndindex(2, 2, 2)):
+        place = int(np.flatnonzero(patches._order(0) == number)[0])
+        box = tuple(slice(16 * at, 16 * at + 32) for at in corner)
+        sample = patches[place]
+        np.testing.assert_allclose(sample["inputs"], [volumes[0][box], volumes[1][box]], atol=2e-4)
+        np.testing.assert_allclose(sample["truth"][0], volumes[2][box], atol=2e-4)
+
+
+def test_processes_share_each_step():
+    whole = list(Numbers(3, 6, 8))
+    parts = [list(Numbers(3, 6, 8, rank, 2)) for rank in range(2)]
+    assert whole == list(range(24, 48))
+    for step in range(3):
+        shared = [number for part in parts for number in part[4 * step : 4 * step + 4]]
+        assert shared == whole[8 * step : 8 * step + 8]
+
+
+def test_validation_cases_are_whole_scans(subject):
+    (case,) = validation_cases([subject], [("coronal", 4.0)])
+    slices = acquire(subject.t2, case.geometry)
+    consistent = make_consistent(np.asarray(case.t2.dataobj), slices, case.geometry)
+    assert case.geometry.axis == 1 and case.mask.any()
+    np.testing.assert_allclose(acquire(consistent, case.geometry), slices, atol=1e-4)
