@@ -2,7 +2,7 @@
 
     python scripts/training.py --data-dir DATA --output-dir RESULTS
     torchrun --nproc-per-node 4 scripts/training.py --data-dir DATA --output-dir RESULTS
-    srun python scripts/training.py --data-dir DATA --output-dir RESULTS --run my-run --resume
+    srun python scripts/training.py --data-dir DATA --output-dir RESULTS --name my-run --resume
 
 RESULTS then holds training_info.csv (one row a run), weights/RUN.pth (for inference.py --weights), tensorboard_logs/RUN
 and runs/RUN, with split.csv and the checkpoints. Ctrl-C, SIGTERM and SIGUSR1 end a run with a checkpoint; the same call
@@ -208,6 +208,8 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
             if metrics is None:
                 continue
             progress.record(metrics, settings["recipe"])
+            if board:
+                board.add_scalars("validation", metrics, progress.step)
             if metrics:
                 tell(f"step {progress.step} validation: {told(metrics)}{' (best)' if progress.is_best else ''}")
             if progress.is_best and processes.rank == 0:
@@ -583,12 +585,12 @@ def begin(arguments: argparse.Namespace) -> Run:
     if not groups:
         raise BabyAIError(f"No isotropic pair below {arguments.data_dir} can be used: {errors[0]}")
     given = given_settings(arguments)
-    run = find_run(arguments.output_dir, arguments.run) if arguments.resume else None
+    run = find_run(arguments.output_dir, arguments.name) if arguments.resume else None
     if run is None:
         settings = SHARED | SETTINGS[given.get("recipe", RECIPE)] | given
         if settings["init_weights"]:
             settings["network"] = dict(load_weights(settings["init_weights"]).config)
-        name = arguments.run or f"{settings['recipe']}_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}"
+        name = arguments.name or f"{settings['recipe']}_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}"
         parts = read_split(arguments.split) if arguments.split else split_subjects(groups, settings["seed"])
         check_split(parts, groups)
         return new_run(Run(name, arguments.output_dir, settings, parts))
@@ -596,7 +598,7 @@ def begin(arguments: argparse.Namespace) -> Run:
         if run.settings.get(name) != value:
             raise BabyAIError(
                 f"{run.name} was begun with {option(name)} {run.settings.get(name)}, not {value}; resume it as it was "
-                "begun, or begin another with --run."
+                "begun, or begin another with --name."
             )
     check_split(run.parts, groups)
     last_checkpoint(run.folder)  # so that damaged ones are gone before all processes read it
@@ -622,9 +624,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data-dir", type=Path, default=DATA_DIR, help="folder with the isotropic pairs (default: %(default)s)")
     add("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
-    add("--run", help="name of the run (default: recipe, date and time)")
+    add("--name", help="name of the run (default: recipe, date and time)")
     add(
-        "--resume", action="store_true", help="go on with --run, or with the run begun last; begin one if there is none"
+        "--resume",
+        action="store_true",
+        help="go on with --name, or with the run begun last; begin one if there is none",
     )
     add("--split", type=Path, metavar="FILE", help="CSV of subject and part, as runs/RUN/split.csv (default: 70/15/15)")
     add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")

@@ -64,7 +64,7 @@ def new_run(run: Run) -> Run:
         BabyAIError: there is such a run, or the folder cannot be written.
     """
     if run.folder.exists():
-        raise BabyAIError(f"{run.folder} is there already; resume it with --resume, or give --run another name.")
+        raise BabyAIError(f"{run.folder} is there already; resume it with --resume, or give another --name.")
     with atomic(run.folder / "split.csv") as unfinished:
         lines = ["subject,part", *(f"sub-{label},{part}" for label, part in run.parts.items())]
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -172,7 +172,7 @@ def alone_on(run: Run) -> Iterator[None]:
             stack.enter_context(locked(run.folder / ".lock", wait=False))
         except BlockingIOError:
             raise BabyAIError(
-                f"{run.name} is being trained by another process; wait for it, or give --run another name."
+                f"{run.name} is being trained by another process; wait for it, or give another --name."
             ) from None
         yield
 

@@ -1,0 +1,45 @@
+"""training.py that kills itself with SIGKILL while it writes its second checkpoint, or the table of all runs.
+
+python tests/killed_training.py checkpoint|table training-arguments ...
+"""
+
+import csv
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import torch
+
+import training
+
+
+def die_writing_checkpoint() -> None:
+    save, saved = torch.save, []
+
+    def save_half(content, path):
+        save(content, path)
+        if "checkpoint" in str(path):
+            saved.append(path)
+        if len(saved) == 2:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save_half
+
+
+def die_writing_table() -> None:
+    class HalfWriter(csv.DictWriter):
+        def writerows(self, rows):
+            self.writer.writerow(["half a row"])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    csv.DictWriter = HalfWriter
+
+
+if __name__ == "__main__":
+    where, *arguments = sys.argv[1:]
+    {"checkpoint": die_writing_checkpoint, "table": die_writing_table}[where]()
+    sys.exit(training.main(arguments))

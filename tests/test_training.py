@@ -1,0 +1,410 @@
+"""training.py: it learns, resumes exactly, shares the work, and loses nothing to signals, kills and NaN."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import training
+from func import runs
+from func.augmentation import random_shapes
+from func.network import build_network, load_weights
+from func.optimizers import KernelMuon, RunningMean
+from func.processes import Processes, first_host, processes_of
+from func.reconstruction import reconstruct
+from func.volumes import read_volume
+
+SCRIPTS = Path(training.__file__).parent
+NETWORKS = {
+    "compact": '{"channels": [4, 4], "blocks": [1, 1]}',
+    "babyai": '{"channels": [2, 3, 4, 5, 6, 7], "num_res_units": 2}',
+}
+DATA = "--patch 16 --phantoms 0 --shapes 0 --warm-up 1 --learning-rate 0.01 --samples-per-subject 8".split()
+TINY = {
+    recipe: ["--recipe", recipe, "--network", network, *(DATA if recipe == "compact" else [])]
+    for recipe, network in NETWORKS.items()
+}
+STEADY = "--workers 0 --log-every 1 --device cpu --precision float32 --batch-size 2".split()
+
+
+@pytest.fixture(autouse=True)
+def small_validation(monkeypatch):
+    monkeypatch.setattr(training, "VALIDATION_SCANS", (("axial", 3.0),))
+    monkeypatch.setattr(training, "VALIDATION_SAMPLES", 2)
+
+
+@pytest.fixture(scope="session")
+def shapes_data(tmp_path_factory) -> Path:
+    """Four subjects of random shapes, 32 voxels wide."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for number in range(4):
+        scans = random_shapes((32, 32, 32), np.random.default_rng(number))
+        for suffix, array in zip(("T1w", "T2w"), scans, strict=True):
+            nib.save(nib.Nifti1Image(1000 * array, np.eye(4)), folder / f"sub-{number}_{suffix}.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def train(shapes_data, tmp_path, capsys):
+    """Runs main() with tiny settings; gives the exit code, what was printed, and the folder of the run."""
+
+    def call(run: str, *arguments: str, recipe: str = "compact", output: Path = tmp_path):
+        paths = ["--data-dir", str(shapes_data), "--output-dir", str(output), "--name", run]
+        code = training.main([*paths, *TINY[recipe], *STEADY, *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err, output / "runs" / run
+
+    return call
+
+
+def losses(printed: str) -> dict[int, str]:
+    """Training loss by step."""
+    return {int(step): loss for step, loss in re.findall(r"^step (\d+): loss ([^,]+)", printed, re.M)}
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The networks' tensors in the last checkpoint of a run."""
+    content = runs.last_checkpoint(folder)
+    return {f"{kind}.{name}": tensor for kind in ("network", "mean") for name, tensor in content[kind].items()}
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    first, second = tensors(folder), tensors(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def signalled_at(step: int, number: int, monkeypatch) -> None:
+    """Sends this process a signal in the middle of a step."""
+    update = RunningMean.update
+
+    def update_and_signal(self, network, now):
+        update(self, network, now)
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(RunningMean, "update", update_and_signal)
+
+
+def test_a_run_leaves_all_that_the_readme_promises(train, tmp_path):
+    code, printed, folder = train("one", "--steps", "4", "--validate-every", "2", "--seed", "3")
+    assert code == 0
+    assert "effective batch size 2 on 1 x cpu in float32, learning rate 0.01" in printed
+    (row,) = runs.read_rows(tmp_path / "training_info.csv")
+    assert row["recipe"] == "compact" and row["seed"] == "3" and row["train_subjects"] == "2"
+    for name in ("training_loss", "validation_psnr", "validation_cubic_psnr", "test_ssim", "test_cubic_ssim"):
+        assert np.isfinite(float(row[name])), name
+    weights = load_weights(tmp_path / row["weights"])
+    assert weights.info["step"] == int(row["best_step"])
+    assert sorted(weights.info["subjects"]) == ["test", "train", "validation"]
+    parts = runs.read_split(folder / "split.csv")
+    assert sorted(parts) == ["0", "1", "2", "3"] and set(parts.values()) == {"train", "validation", "test"}
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "tensorboard_logs" / "one")).Reload()
+    assert [point.step for point in board.Scalars("training/loss")] == [1, 2, 3, 4]
+    assert [point.step for point in board.Scalars("validation/psnr")] == [2, 4]
+    assert any(tag.startswith("validation") for tag in board.Tags()["images"])
+
+
+def test_it_learns(train):
+    _, printed, _ = train("learning", "--steps", "24", "--batch-size", "4", "--validate-every", "100")
+    found = [float(loss) for loss in losses(printed).values()]
+    assert np.mean(found[-6:]) < 0.97 * np.mean(found[:6])
+
+
+def test_the_published_recipe(train, tmp_path, shapes_data):
+    code, printed, _ = train("published", "--steps", "3", "--validate-every", "3", recipe="babyai")
+    assert code == 0
+    (row,) = runs.read_rows(tmp_path / "training_info.csv")
+    assert float(row["learning_rate"]) == 1e-4 and float(row["epochs"]) == 100 and row["clip"] == "inf"
+    weights = load_weights(tmp_path / row["weights"])
+    assert weights.recipe == "babyai"
+    t1, t2 = (read_volume(shapes_data / f"sub-0_{suffix}.nii.gz") for suffix in ("T1w", "T2w"))
+    assert np.isfinite(reconstruct(t1, t2, weights, device="cpu").image.get_fdata()).all()
+
+    code, printed, _ = train("finer", "--steps", "1", "--init-weights", str(tmp_path / row["weights"]), recipe="babyai")
+    assert code == 0, printed
+
+
+def test_taps_that_meet_only_padding_are_never_trained():
+    """Training the shrunken kernels of the published network is training the network itself."""
+    settings = {"recipe": "babyai", "network": {"channels": (2, 3, 4, 5, 6, 7), "num_res_units": 2}}
+    settings |= {"init_weights": None, "learning_rate": 1e-2}
+    networks = []
+    for build in (lambda: build_network("babyai", **settings["network"]), lambda: training.trainable_network(settings)):
+        torch.manual_seed(0)
+        networks.append(build())
+    plain, shrunken = networks
+    assert sum(p.numel() for p in shrunken.parameters()) < 0.7 * sum(p.numel() for p in plain.parameters())
+    inputs, truth = torch.rand(2, 2, 32, 32, 32), torch.rand(2, 1, 32, 32, 32)
+    for network in networks:
+        (optimizer,) = training.optimizers_of(network, settings)
+        for _ in range(3):
+            network.zero_grad()
+            training.squared_error(network(inputs), {"truth": truth}).mean().backward()
+            optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(shrunken(inputs), plain(inputs), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_resumes_exactly(train, tmp_path, monkeypatch, number, code):
+    settings = ["--steps", "6", "--validate-every", "2", "--checkpoint-every", "100"]
+    _, whole, whole_folder = train("whole", *settings)
+    with monkeypatch.context() as patched:
+        signalled_at(3, number, patched)
+        stopped, printed, folder = train("halves", *settings)
+    assert stopped == code
+    assert printed.strip().splitlines()[-1].startswith("Stopped by") and "step 3 of 6" in printed
+    finished, rest, _ = train("halves", *settings, "--resume")
+    assert finished == 0
+    assert losses(printed) | losses(rest) == losses(whole)
+    assert_same(whole_folder, folder)
+    rows = {row["run"]: row for row in runs.read_rows(tmp_path / "training_info.csv")}
+    names = [name for name in rows["whole"] if name.startswith(("validation", "test", "best"))]
+    assert [rows["whole"][name] for name in names] == [rows["halves"][name] for name in names]
+    again, printed, _ = train("halves", *settings, "--resume")
+    assert again == 0 and "complete" in printed
+
+
+def test_a_signal_reaches_workers_too(train, monkeypatch):
+    signalled_at(2, signal.SIGTERM, monkeypatch)
+    code, printed, _ = train("workers", "--steps", "6", "--workers", "1")
+    assert code == 143 and "step 2 of 6" in printed
+
+
+def test_a_truncated_checkpoint_is_noticed(train, monkeypatch):
+    settings = ["--steps", "6", "--validate-every", "100", "--checkpoint-every", "1"]
+    _, _, whole = train("whole", *settings)
+    with monkeypatch.context() as patched:
+        signalled_at(4, signal.SIGTERM, patched)
+        _, _, folder = train("cut", *settings)
+    last = sorted(folder.glob("checkpoint-*.pt"))
+    assert len(last) == 2
+    os.truncate(last[-1], last[-1].stat().st_size // 2)
+    code, printed, _ = train("cut", *settings, "--resume")
+    assert code == 0 and "damaged" in printed and "steps 3 to 6" in printed
+    assert_same(whole, folder)
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(train, monkeypatch):
+    calls = []
+
+    def spoilt(output, batch):
+        calls.append(1)
+        return training.relative_error(output, batch) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setitem(training.LOSSES, "compact", spoilt)
+    settings = ["--steps", "9", "--validate-every", "100", "--checkpoint-every", "2", "--log-every", "50"]
+    code, printed, folder = train("spoilt", *settings)
+    assert code == 1
+    assert (
+        printed.strip()
+        .splitlines()[-1]
+        .startswith("training.py: The loss or its gradient is not finite (NaN) at step 4")
+    )
+    assert runs.last_checkpoint(folder)["progress"]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in tensors(folder).values())
+
+
+def command(shapes_data: Path, output: Path, run: str, *arguments: str) -> list[str]:
+    paths = ["--data-dir", str(shapes_data), "--output-dir", str(output), "--name", run]
+    return [*paths, *TINY["compact"], *STEADY, *arguments]
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "table"])
+def test_a_killed_run_resumes(train, shapes_data, tmp_path, where):
+    other = {"run": "earlier", "recipe": "compact"}
+    runs.add_row(tmp_path / "training_info.csv", other)
+    settings = ["--steps", "4", "--validate-every", "100", "--checkpoint-every", "1"]
+    arguments = command(shapes_data, tmp_path, "killed", *settings)
+    script = Path(__file__).with_name("killed_training.py")
+    killed = subprocess.run([sys.executable, script, where, *arguments], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row["run"] for row in runs.read_rows(tmp_path / "training_info.csv")] == ["earlier"]
+    code, printed, folder = train("killed", *settings, "--resume")
+    assert code == 0
+    assert f"steps {1 if where == 'checkpoint' else 4} to 4" in printed
+    assert [row["run"] for row in runs.read_rows(tmp_path / "training_info.csv")] == ["earlier", "killed"]
+    assert not list(tmp_path.rglob(".part-*"))
+    _, _, whole = train("whole", *settings)
+    assert float((tensors(whole)["network.stem.weight"] - tensors(folder)["network.stem.weight"]).abs().max()) < 1e-6
+
+
+def test_two_processes_do_what_one_does(train, shapes_data, tmp_path):
+    settings = ["--steps", "4", "--validate-every", "2", "--batch-size", "4"]
+    _, alone, whole = train("one", *settings)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [SCRIPTS / "training.py", *command(shapes_data, tmp_path, "two", *settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    together = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment)
+    assert together.returncode == 0, together.stderr
+    assert "on 2 x cpu" in together.stdout and "effective batch size 4" in together.stdout
+    shared = losses(together.stdout)
+    assert shared.keys() == losses(alone).keys()
+    found, expected = ([float(loss) for loss in each.values()] for each in (shared, losses(alone)))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    first, second = tensors(whole), tensors(tmp_path / "runs" / "two")
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
+    assert len(runs.read_rows(tmp_path / "training_info.csv")) == 2
+
+
+def test_a_batch_must_be_shareable(train, monkeypatch):
+    monkeypatch.setattr(Processes, "any", lambda self, flag: flag)
+    monkeypatch.setattr(training.Run, "is_complete", False)
+    arguments = training.parse_arguments([*TINY["compact"], *STEADY, "--batch-size", "3"])
+    run = runs.Run("x", Path("x"), training.SETTINGS["compact"] | {"batch_size": 3}, {})
+    with pytest.raises(training.BabyAIError, match="shared by 2"):
+        training.train(run, arguments, Processes(0, 2), None)
+
+
+def test_one_run_is_trained_by_one_job(train, tmp_path):
+    settings = ["--steps", "2", "--validate-every", "100"]
+    _, _, folder = train("busy", *settings)
+    (tmp_path / "training_info.csv").unlink()
+    with runs.locked(folder / ".lock"):
+        code, printed, _ = train("busy", *settings, "--resume")
+    assert code == 1 and "another process" in printed
+
+
+def test_a_wrong_call_is_told_in_a_sentence(train, tmp_path, shapes_data):
+    train("there", "--steps", "1")
+    split = tmp_path / "split.csv"
+    split.write_text("subject,part\nsub-0,train\nsub-9,test\n")
+    for arguments, words in [
+        (["--name", "there"], "already"),
+        (["--split", str(tmp_path / "none.csv")], "no split"),
+        (["--split", str(split)], "sub-9"),
+        (["--init-weights", str(tmp_path / "none.pth")], "no weights file"),
+        (["--data-dir", str(tmp_path / "none")], "does not exist"),
+        (["--name", "there", "--resume", "--batch-size", "4"], "begun with --batch-size 2"),
+    ]:
+        code, printed, _ = train("new", "--steps", "1", *arguments)
+        assert code == 2, arguments
+        assert words in printed and len(printed.strip().splitlines()) == 1
+
+
+def test_a_split_can_be_used_again_without_held_out_subjects(train, tmp_path):
+    split = tmp_path / "all.csv"
+    split.write_text("subject,part\n" + "".join(f"sub-{number},train\n" for number in range(4)))
+    code, _, folder = train("all", "--steps", "2", "--split", str(split))
+    assert code == 0
+    assert set(runs.read_split(folder / "split.csv").values()) == {"train"}
+    assert load_weights(tmp_path / "weights" / "all.pth").info["step"] == 2
+
+
+def test_an_unusable_subject_costs_no_other(train, tmp_path, shapes_data):
+    data = tmp_path / "data"
+    shutil.copytree(shapes_data, data)
+    (data / "sub-2_T2w.nii.gz").write_bytes(b"no scan")
+    split = tmp_path / "split.csv"
+    split.write_text("subject,part\nsub-0,train\nsub-1,validation\nsub-2,train\n")
+    code, printed, _ = train("broken", "--steps", "1", "--data-dir", str(data), "--split", str(split))
+    assert code == 1
+    assert "FAILED" in printed and "sub-2_T2w" in printed and "broken is done" in printed
+
+
+def test_a_full_disk_is_told(train, monkeypatch):
+    def full(content, path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        code, printed, _ = train("full", "--steps", "2", "--checkpoint-every", "1")
+    assert code == 1 and "disk is full" in printed
+    code, _, _ = train("full", "--steps", "2", "--checkpoint-every", "1", "--resume")
+    assert code == 0
+
+
+def test_rows_of_different_versions_share_a_table(tmp_path):
+    table = tmp_path / "training_info.csv"
+    runs.add_row(table, {"run": "a", "old": 1})
+    runs.add_row(table, {"run": "b", "new": "x, y"})
+    runs.add_row(table, {"run": "a", "old": 2})
+    assert runs.read_rows(table) == [{"run": "b", "new": "x, y", "old": ""}, {"run": "a", "new": "", "old": "2"}]
+    assert len(list(csv.reader(table.open()))) == 3
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    settings = {"learning_rate": 2.0, "warm_up": 10, "floor": 0.1}
+    rates = [training.learning_rate_at(step, 1000, settings) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.2, rel=1e-3)
+    assert int(np.argmax(rates)) == 9 and max(rates) == pytest.approx(2, rel=1e-3)
+    assert rates[-1] == pytest.approx(0.2, rel=1e-2)
+    assert training.learning_rate_at(500, 1000, {"learning_rate": 1e-4, "warm_up": 0, "floor": 1.0}) == 1e-4
+
+
+def test_muon_on_kernels_is_muon_on_matrices():
+    torch.manual_seed(0)
+    convolution, matrix = torch.nn.Conv3d(3, 4, 3), torch.nn.Parameter(torch.empty(4, 81))
+    matrix.data.copy_(convolution.weight.data.flatten(1))
+    gradient = torch.randn(4, 3, 3, 3, 3)
+    convolution.weight.grad, matrix.grad = gradient.clone(), gradient.flatten(1).clone()
+    KernelMuon([convolution.weight], lr=0.1).step()
+    torch.optim.Muon([matrix], lr=0.1).step()
+    torch.testing.assert_close(convolution.weight.detach().flatten(1), matrix.detach())
+
+
+def test_the_running_mean_follows():
+    network = torch.nn.Linear(1, 1, bias=False)
+    mean = RunningMean(network, 0.9)
+    network.weight.data.fill_(1.0)
+    for step in range(1, 200):
+        mean.update(network, step)
+    assert float(mean.network.weight) == pytest.approx(1, abs=1e-3)
+    assert RunningMean(network, 0.0).network is network
+
+
+def test_processes_are_those_that_torchrun_or_srun_started():
+    assert processes_of({}) == Processes(0, 1, 0)
+    # In a batch script, outside of srun, the job's tasks are not this process's companions.
+    assert processes_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}) == Processes(0, 1, 0)
+    slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
+    assert processes_of(slurm) == Processes(5, 8, 1)
+    assert processes_of(slurm | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == Processes(1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "nodes, first", [("gpu[03-05,9],cpu1", "gpu03"), ("node7", "node7"), ("a1,a2", "a1"), ("n[2,4]-ib", "n2-ib")]
+)
+def test_the_first_host_of_a_slurm_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_the_chain_of_the_readme_runs_without_renaming_a_file(small_head, tmp_path):
+    """Synthesise, train, infer, evaluate, as commands."""
+    raw, thick, results, reconstructed = (tmp_path / name for name in ("raw", "thick", "results", "reconstructed"))
+    raw.mkdir()
+    for number in range(3):
+        for suffix, scan in (("T1w", small_head.t1), ("T2w", small_head.t2)):
+            array = np.roll(np.asarray(scan.dataobj), number - 1, axis=number)
+            nib.save(nib.Nifti1Image(array, scan.affine), raw / f"sub-{number}_{suffix}.nii.gz")
+
+    def call(script: str, *arguments) -> None:
+        line = [sys.executable, SCRIPTS / script, *map(str, arguments)]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    scans = ["--thickness", 3, "--directions", "axial"]
+    call("synthesize_anisotropic.py", "--data-dir", raw, "--output-dir", thick, *scans)
+    folders = ["--data-dir", tmp_path / "both", "--output-dir", results]
+    shutil.copytree(raw, tmp_path / "both")
+    shutil.copytree(thick, tmp_path / "both", dirs_exist_ok=True)
+    call("training.py", *folders, *TINY["compact"], *STEADY, "--steps", 2, "--name", "chain")
+    for scan in raw.glob("*_T1w.nii.gz"):
+        shutil.copy(scan, thick)
+    weights = results / "weights" / "chain.pth"
+    call("inference.py", "--data-dir", thick, "--output-dir", reconstructed, "--weights", weights)
+    call("evaluate.py", "--reference-dir", raw, "--results-dir", reconstructed, "--baseline-dir", thick)
