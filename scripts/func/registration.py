@@ -1,8 +1,8 @@
 """Rigid registration of brain scans: any header, any contrast, thick slices.
 
-The similarity is mutual information (Mattes et al., IEEE TMI 2003), optimised by SimpleITK at 8, 4, 2 and 1 mm. Headers
-are not trusted: besides the header's own position, the centres of both heads are laid upon each other in every
-orientation, coarsely, and only what aligns best is refined.
+The similarity is mutual information (Parzen windows, as in Mattes et al., IEEE TMI 2003) and its exact derivative,
+climbed by BFGS at 8, 4, 2 and 1 mm. Headers are not trusted: besides the header's own position, the centres of both
+heads are laid upon each other in every orientation, coarsely, and only what aligns best is refined.
 
 Matrices are 4 x 4 and map world mm (RAS+, as nibabel's affines) of the fixed image to world mm of the moving image:
 the direction in which an image is resampled, and ITK's. Files hold them in ITK's format, in ITK's LPS+ frame.
@@ -10,16 +10,14 @@ the direction in which an image is resampled, and ITK's. Files hold them in ITK'
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 from nibabel.affines import apply_affine, voxel_sizes
-from scipy import ndimage
+from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
 from func.errors import BabyAIError
@@ -28,9 +26,15 @@ from func.volumes import atomic, name_of
 _BINS = 32
 # Half the diameter of an infant's head in mm: turns radians into the mm that the surface moves.
 _HEAD_RADIUS = 50.0
+# Voxels this many times as long as they are wide are slices.
+_THICK = 1.5
 # Samples beyond which a level's similarity gains nothing in precision.
 _MOST_SAMPLES = 40_000
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A count blurs over the neighbouring bins (Parzen), so that few samples make a smooth histogram.
+_WINDOW = np.exp(-(np.subtract.outer(np.arange(_BINS), np.arange(_BINS)) ** 2) / (2 * 0.7**2))
+_WINDOW[_WINDOW < 1e-4] = 0
+_WINDOW /= _WINDOW.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,6 @@ class _Volume:
     array: np.ndarray
     affine: np.ndarray
 
-    def itk(self) -> sitk.Image:
-        """The same in ITK, which is told RAS+ coordinates; it does not mind as long as it is told nothing else."""
-        image = sitk.GetImageFromArray(np.ascontiguousarray(self.array.T))
-        sizes = voxel_sizes(self.affine)
-        image.SetSpacing(sizes.tolist())
-        image.SetOrigin(self.affine[:3, 3].tolist())
-        image.SetDirection((self.affine[:3, :3] / sizes).ravel().tolist())
-        return image
-
 
 def register_rigid(
     fixed: nib.Nifti1Image,
@@ -75,7 +70,7 @@ def register_rigid(
 ) -> Registration:
     """Find the rigid motion between two scans of a head, brain-extracted or whole, of the same or another contrast.
 
-    Deterministic: one thread, a fixed seed.
+    Deterministic. The samples are those of the image with the thicker voxels, which are averages of many thin ones.
 
     Args:
         fixed, moving: either may have thick slices, any orientation and any field of view.
@@ -85,24 +80,19 @@ def register_rigid(
             rigid part that keeps the moving head's centre where it came to lie.
 
     Raises:
-        BabyAIError: the two heads cannot be laid upon each other.
+        BabyAIError: an image has hardly any slices, or nothing in it.
     """
-    # The thicker voxels are averages of many thin ones, never the reverse: they are the samples that are compared.
     swapped = voxel_sizes(moving.affine).max() > voxel_sizes(fixed.affine).max()
     reference, floating = (_prepared(image) for image in ((moving, fixed) if swapped else (fixed, moving)))
-    floating = _padded(floating)
-    levels = {spacing: _Level(reference, floating, spacing, scaled) for spacing in (8, 4, 2)}
-    try:
-        if start is None:
-            matrix = _search(levels)
-        else:
-            matrix = levels[4].align(np.linalg.inv(start) if swapped else np.asarray(start, float))
-        matrix = _refine(reference, floating, levels[2].align(matrix), slice_thickness, scaled)
-    except RuntimeError:
-        raise BabyAIError(
-            f"{name_of(moving)} could not be laid upon {name_of(fixed)}; check that both show the same head."
-        ) from None
-    similarity, overlap = levels[2].similarity(matrix) / levels[2].entropy, levels[2].overlap(matrix)
+    references, floatings = _pyramid(reference), _pyramid(_padded(_at_spacing(floating, 1)))
+    levels = {spacing: _Level(references[spacing], floatings[spacing], spacing, scaled) for spacing in (8, 4, 2)}
+    if start is None:
+        matrix = _search(levels)
+    else:
+        matrix = levels[4].align(np.linalg.inv(start) if swapped else np.asarray(start, float))
+    matrix = _refine(references[1], floatings[1], levels[2].align(matrix), slice_thickness, scaled)
+    similarity = levels[2].share_told(matrix)
+    overlap = _overlap(reference, fixed if swapped else moving, matrix)
     matrix = np.linalg.inv(matrix) if swapped else matrix
     if scaled:
         matrix = _rigid_part(matrix, _center(reference if swapped else floating))
@@ -113,6 +103,8 @@ def _prepared(image: nib.Nifti1Image) -> _Volume:
     """Intensities from 0, without the few brightest voxels, which would leave the others few histogram bins."""
     array = np.asarray(image.dataobj, dtype=np.float32)
     array = array - min(float(array.min()), 0.0)
+    if min(array.shape) < 4 or not array.any():
+        raise BabyAIError(f"{name_of(image)} shows too little to be registered; check the scan.")
     return _Volume(np.minimum(array, np.percentile(array[array > 0], 99.5)), np.asarray(image.affine, float))
 
 
@@ -142,6 +134,14 @@ def _at_spacing(volume: _Volume, spacing: float) -> _Volume:
     return _Volume(array, volume.affine @ nib.affines.from_matvec(np.diag(factors), offset))
 
 
+def _pyramid(volume: _Volume) -> dict[int, _Volume]:
+    """The volume at 1, 2, 4 and 8 mm, where its voxels are not larger."""
+    volumes = {}
+    for spacing in (1, 2, 4, 8):
+        volumes[spacing] = volume = _at_spacing(volume, spacing)
+    return volumes
+
+
 def _head(volume: _Volume, margin: float = 8.0) -> np.ndarray:
     """The head and ``margin`` mm of what surrounds it, so that its outline counts."""
     distance = ndimage.distance_transform_edt(~_foreground(volume.array), sampling=voxel_sizes(volume.affine))
@@ -157,98 +157,115 @@ def _center(volume: _Volume) -> np.ndarray:
 class _Level:
     """Two volumes at one resolution: how similar they are under a motion, and which motion near it is best.
 
-    Only the reference's head is sampled. Matrices map the reference's world mm to the floating volume's.
+    The similarity is mutual information in nats, over samples of the reference's head. Samples that leave the floating
+    volume's field of view tell nothing, and count as that. Matrices map the reference's world mm to the floating
+    volume's.
     """
 
-    def __init__(self, reference: _Volume, floating: _Volume, spacing: float, scaled: bool) -> None:
-        self.spacing, self._scaled = spacing, scaled
-        self._reference, self._floating = _at_spacing(reference, spacing), _at_spacing(floating, spacing)
-        self.center, self.floating_center = _center(self._reference), _center(self._floating)
-        head = _head(self._reference)
-        voxels = np.argwhere(head)
-        self._share = min(1.0, _MOST_SAMPLES / len(voxels))
-        voxels = voxels[:: math.ceil(1 / self._share)]
-        self._points = apply_affine(self._reference.affine, voxels)
-        self._codes = _binned(self._reference.array[tuple(voxels.T)], self._reference.array.max())
-        self._images = self._reference.itk(), self._floating.itk()
-        self._mask = sitk.Cast(_Volume(head.astype(np.float32), self._reference.affine).itk(), sitk.sitkUInt8)
+    def __init__(self, reference: _Volume, floating: _Volume, spacing: float, scaled: bool = False) -> None:
+        self.spacing, self._parameters = spacing, 7 if scaled else 6
+        self.center, self.floating_center = _center(reference), _center(floating)
+        samples = _samples(reference)
+        values = ndimage.map_coordinates(reference.array, samples.T, order=1, mode="nearest")
+        self._points = apply_affine(reference.affine, samples)
+        # Whole bins for the reference; the floating volume's values are shared out between two.
+        self._codes = _BINS * np.rint(values * ((_BINS - 1) / reference.array.max())).astype(np.intp)
+        self._floating = floating.array * np.float32((_BINS - 1.001) / floating.array.max())
+        self._to_voxels = np.linalg.inv(floating.affine)
 
     def similarity(self, matrix: np.ndarray) -> float:
-        """Mutual information in nats, where voxels outside the floating volume's field of view tell nothing."""
-        voxels, inside = self._voxels(matrix)
-        if inside.sum() < 64:
-            return 0.0
-        array = self._floating.array
-        values = ndimage.map_coordinates(array, voxels[inside].T, order=1, mode="nearest")
-        codes = self._codes[inside] * _BINS + _binned(values, array.max())
-        joint = np.bincount(codes, minlength=_BINS**2).reshape(_BINS, _BINS)
-        joint = ndimage.gaussian_filter(joint.astype(float), 0.7, mode="nearest") / len(codes)
-        gain = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1)) - _entropy(joint)
-        return gain * float(inside.mean())
+        """Mutual information in nats."""
+        return self._evaluate(matrix)[0]
+
+    def share_told(self, matrix: np.ndarray) -> float:
+        """Mutual information over the reference's entropy: 0 to 1."""
+        information, _, entropy = self._evaluate(matrix)
+        return information / entropy
 
     def best(self, matrices: list[np.ndarray], count: int) -> list[np.ndarray]:
         """The ``count`` matrices of greatest similarity, the greatest first."""
         return sorted(matrices, key=self.similarity, reverse=True)[:count]
 
-    @property
-    def entropy(self) -> float:
-        """Entropy of the reference's voxels in nats: as much as another image can tell of them."""
-        return _entropy(np.bincount(self._codes, minlength=_BINS) / len(self._codes))
-
-    def overlap(self, matrix: np.ndarray) -> float:
-        """Share of the reference's head inside the floating volume's field of view."""
-        return float(self._voxels(matrix)[1].mean())
-
-    def _voxels(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        voxels = apply_affine(np.linalg.inv(self._floating.affine) @ matrix, self._points)
-        return voxels, ((voxels > -0.5) & (voxels < np.array(self._floating.array.shape) - 0.5)).all(axis=1)
-
     def align(self, matrix: np.ndarray) -> np.ndarray:
-        """The local optimum that gradient descent reaches from ``matrix``.
+        """The local optimum that quasi-Newton steps (BFGS) reach from ``matrix``."""
 
-        Raises:
-            RuntimeError: too few voxels overlap (from ITK).
-        """
-        method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)
-        method.SetMetricAsMattesMutualInformation(_BINS)
-        method.SetMetricFixedMask(self._mask)
-        method.SetMetricUseMovingImageGradientFilter(False)
-        if self._share < 1:
-            method.SetMetricSamplingStrategy(method.REGULAR)
-            method.SetMetricSamplingPercentage(self._share, 1)
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetOptimizerAsRegularStepGradientDescent(
-            self.spacing / 2, self.spacing / 200, 100, gradientMagnitudeTolerance=1e-10
-        )
-        motion = sitk.Similarity3DTransform() if self._scaled else sitk.Euler3DTransform()
-        # Steps are in mm: a parameter weighs as much as it moves the head's surface.
-        rotation = 2 * _HEAD_RADIUS if self._scaled else _HEAD_RADIUS
-        scales = [rotation**2] * 3 + [1.0] * 3 + [_HEAD_RADIUS**2] * self._scaled
-        method.SetOptimizerScales(scales)
-        motion.SetCenter(self.center.tolist())
-        method.SetMovingInitialTransform(_to_itk(matrix))
-        method.SetInitialTransform(motion, inPlace=True)
-        method.Execute(*self._images)
-        return matrix @ _from_itk(motion)
+        def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+            information, slope, _ = self._evaluate(matrix @ self._motion(parameters))
+            slope = matrix[:3, :3].T @ slope
+            steps = 1e-3 * np.eye(self._parameters)
+            changes = [self._motion(parameters + step) - self._motion(parameters - step) for step in steps]
+            return -information, -np.array([(change[:3] * slope).sum() / 2e-3 for change in changes])
+
+        start = np.zeros(self._parameters)
+        steepness = np.linalg.norm(loss(start)[1])
+        first_step = self.spacing / 2 / max(steepness, 1e-9) * np.eye(self._parameters)
+        options = {"gtol": 1e-3, "maxiter": 50, "hess_inv0": first_step}
+        found = optimize.minimize(loss, start, jac=True, method="BFGS", options=options)
+        return matrix @ self._motion(found.x)
+
+    def _motion(self, parameters: np.ndarray) -> np.ndarray:
+        """Three turns, three shifts and perhaps a growth, each in mm at the surface of a head around the centre."""
+        turn = Rotation.from_rotvec(parameters[:3] / _HEAD_RADIUS).as_matrix()
+        turn = turn * math.exp(sum(parameters[6:]) / _HEAD_RADIUS)
+        return nib.affines.from_matvec(turn, self.center - turn @ self.center + parameters[3:6])
+
+    def _evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray, float]:
+        """Mutual information (nats), its derivative by the matrix's first three rows, and the reference's entropy."""
+        to_voxels = self._to_voxels @ matrix
+        voxels = apply_affine(to_voxels, self._points)
+        inside = ((voxels >= 0) & (voxels <= np.array(self._floating.shape) - 1)).all(axis=1)
+        values, gradients = _interpolated(self._floating, voxels[inside])
+        lower = values.astype(np.intp)
+        codes = self._codes[inside] + lower
+        counts = np.bincount(codes, 1 - (values - lower), _BINS**2) + np.bincount(codes + 1, values - lower, _BINS**2)
+        joint = _WINDOW.T @ counts.reshape(_BINS, _BINS) @ _WINDOW / len(self._points)
+        rows, columns = joint.sum(axis=1, keepdims=True), joint.sum(axis=0, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gain = np.where(joint > 0, np.log(joint * joint.sum() / (rows * columns)), 0)
+            entropy = -np.sum(rows * np.log(rows / rows.sum()), where=rows > 0)
+        by_count = (_WINDOW @ gain @ _WINDOW.T).ravel() / len(self._points)
+        by_position = gradients * (by_count[codes + 1] - by_count[codes])[:, None]
+        points = np.column_stack([self._points[inside], np.ones(len(codes))])
+        slope = self._to_voxels[:3, :3].T @ (by_position.T @ points)
+        return float((joint * gain).sum()), slope, float(max(entropy, 1e-9))
 
 
-def _binned(values: np.ndarray, highest: float) -> np.ndarray:
-    return np.minimum((values * (_BINS / highest)).astype(np.intp), _BINS - 1)
+def _samples(reference: _Volume) -> np.ndarray:
+    """Positions in and around the reference's head, voxels, shape (N, 3).
+
+    Each lies anywhere within its voxel, but on its slice: were all of them on the grid, those motions would be favoured
+    that lay the two grids upon each other, since there interpolation does not blur.
+    """
+    random = np.random.default_rng(0)
+    voxels = np.argwhere(_head(reference))
+    if len(voxels) > _MOST_SAMPLES:
+        voxels = voxels[random.choice(len(voxels), _MOST_SAMPLES, replace=False)]
+    sizes = voxel_sizes(reference.affine)
+    return voxels + random.uniform(-0.5, 0.5, voxels.shape) * (sizes < _THICK * np.median(sizes))
 
 
-def _entropy(share: np.ndarray) -> float:
-    share = share[share > 0]
-    return float(-(share * np.log(share)).sum())
+def _interpolated(array: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tri-linear values, shape (N,), and their gradients per voxel, (N, 3), at positions inside the array."""
+    base = np.minimum(voxels.astype(np.intp), np.array(array.shape) - 2)
+    x, y, z = (voxels - base).T.astype(np.float32)
+    flat, (_, rows, columns) = array.ravel(), array.shape
+    index = (base[:, 0] * rows + base[:, 1]) * columns + base[:, 2]
+    edge = {(i, j): flat[index + (i * rows + j) * columns] for i, j in np.ndindex(2, 2)}
+    by_z = {(i, j): flat[index + (i * rows + j) * columns + 1] - edge[i, j] for i, j in edge}
+    edge = {corner: value + z * by_z[corner] for corner, value in edge.items()}
+    by_y = {i: edge[i, 1] - edge[i, 0] for i in (0, 1)}
+    face = {i: edge[i, 0] + y * by_y[i] for i in (0, 1)}
+    by_z = {i: by_z[i, 0] + y * (by_z[i, 1] - by_z[i, 0]) for i in (0, 1)}
+    by_x = face[1] - face[0]
+    gradients = np.stack([by_x, by_y[0] + x * (by_y[1] - by_y[0]), by_z[0] + x * (by_z[1] - by_z[0])], axis=1)
+    return face[0] + x * by_x, gradients
 
 
-def _to_itk(matrix: np.ndarray) -> sitk.AffineTransform:
-    return sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
-
-
-def _from_itk(transform: sitk.Transform) -> np.ndarray:
-    corners = np.array([transform.TransformPoint(point) for point in [(0.0, 0.0, 0.0), *np.eye(3).tolist()]])
-    return nib.affines.from_matvec((corners[1:] - corners[0]).T, corners[0])
+def _overlap(reference: _Volume, floating: nib.Nifti1Image, matrix: np.ndarray) -> float:
+    """Share of the reference's head inside the floating image's field of view."""
+    head = apply_affine(reference.affine, np.argwhere(_foreground(reference.array))[::50])
+    voxels = apply_affine(np.linalg.inv(floating.affine) @ matrix, head)
+    return float(((voxels > -0.5) & (voxels < np.array(floating.shape) - 0.5)).all(axis=1).mean())
 
 
 def _orientations() -> list[np.ndarray]:
@@ -265,23 +282,8 @@ def _search(levels: dict[int, _Level]) -> np.ndarray:
     center, target = coarse.center, coarse.floating_center
     turned = [nib.affines.from_matvec(turn, target - turn @ center) for turn in _orientations()]
     starts = [np.eye(4), nib.affines.from_matvec(np.eye(3), target - center), *coarse.best(turned, 16)]
-    found = coarse.best(_followed(coarse, starts), len(starts))
-    return levels[4].best(_followed(levels[4], _distinct(found, center)[:4]), 1)[0]
-
-
-def _followed(level: _Level, starts: list[np.ndarray]) -> list[np.ndarray]:
-    """What the starts lead to, but for those that put the heads apart.
-
-    Raises:
-        RuntimeError: all of them do.
-    """
-    found = []
-    for start in starts:
-        with contextlib.suppress(RuntimeError):
-            found.append(level.align(start))
-    if not found:
-        raise RuntimeError
-    return found
+    found = _distinct(coarse.best([coarse.align(start) for start in starts], len(starts)), center)
+    return levels[4].best([levels[4].align(matrix) for matrix in found[:4]], 1)[0]
 
 
 def _distinct(matrices: list[np.ndarray], center: np.ndarray) -> list[np.ndarray]:
@@ -300,11 +302,10 @@ def _refine(
     """The last millimetre: at 1 mm, the floating volume seen through the reference's slice profile."""
     sizes = voxel_sizes(reference.affine)
     axis = int(sizes.argmax())
-    if sizes[axis] < 1.5 * np.median(sizes):
+    if sizes[axis] < _THICK * np.median(sizes):
         return _Level(reference, floating, 1, scaled).align(matrix)
-    fine = _at_spacing(floating, 1)
     for _ in range(2):
-        seen = _seen_in_slices(reference, fine, matrix, axis, slice_thickness or sizes[axis])
+        seen = _seen_in_slices(reference, floating, matrix, axis, slice_thickness or sizes[axis])
         matrix = matrix @ _Level(reference, seen, 1, scaled).align(np.eye(4))
     return matrix
 
@@ -386,8 +387,12 @@ def save_itk_transform(path: str | Path, matrix: np.ndarray) -> None:
     Raises:
         BabyAIError: the file could not be written.
     """
+    import SimpleITK as sitk
+
+    in_lps = _LPS @ matrix @ _LPS
+    transform = sitk.AffineTransform(in_lps[:3, :3].ravel().tolist(), in_lps[:3, 3].tolist())
     with atomic(path) as temporary:
-        sitk.WriteTransform(_to_itk(_LPS @ matrix @ _LPS), str(temporary))
+        sitk.WriteTransform(transform, str(temporary))
 
 
 def load_itk_transform(path: str | Path) -> np.ndarray:
@@ -396,10 +401,13 @@ def load_itk_transform(path: str | Path) -> np.ndarray:
     Raises:
         BabyAIError: missing, not a transform file, or not linear.
     """
+    import SimpleITK as sitk
+
     try:
         transform = sitk.ReadTransform(str(path))
     except RuntimeError:
         raise BabyAIError(f"{path} is missing or is not an ITK transform file; check the path.") from None
     if not transform.IsLinear():
         raise BabyAIError(f"{path} holds a non-linear transform; give a rigid or affine one.")
-    return _LPS @ _from_itk(transform) @ _LPS
+    origin, *axes = (np.array(transform.TransformPoint(point)) for point in np.eye(4, 3, -1).tolist())
+    return _LPS @ nib.affines.from_matvec(np.column_stack(axes) - origin[:, None], origin) @ _LPS
