@@ -1,0 +1,423 @@
+"""The report on an output folder: one self-contained page made from the results' sidecars and figures.
+
+Every result has a figure in ``figures/``, an SVG that shows T1w, cubic interpolation and reconstruction side by side.
+It is drawn as soon as the result is there, and the page is put together from the figures that a folder holds: results
+of earlier runs and of other parts of the same run are in it, and no volume is read twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from func.errors import BabyAIError
+from func.volumes import RESULT_ENTITY, atomic, save_json, sidecar_path, stem_of
+
+REPORT = "report.html"
+FIGURES = "figures"
+
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the world axis across each
+ROWS = {"t1w": "T1w", "cubic": "T2w, cubic", "reconstruction": "Reconstruction", "uncertainty": "Uncertainty"}
+COLUMNS = (*PLANES, "zoom")
+
+_PIXELS = 256
+_ZOOM = 44.0  # mm
+_MARGIN = 4.0  # mm of air around the head
+_RIM = (8.0, 16.0)  # mm below the head's surface, where the middle of a zoom on the cortex lies
+_BESIDE_MIDLINE = np.array([5.0, 0, 0])  # in the fissure between the hemispheres there is little to see
+_JPEG_QUALITY = 86
+_SVG = "http://www.w3.org/2000/svg"
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Scans:
+    """What a figure shows: images in one world frame, but for the T2w.
+
+    ``t1_to_t2`` (4 x 4) takes world points of the T1w and the result to where they lie in the T2w's frame;
+    ``uncertainty`` is the expected error in the T2w's intensities.
+    """
+
+    t1: nib.Nifti1Image
+    t2: nib.Nifti1Image
+    result: nib.Nifti1Image
+    t1_to_t2: np.ndarray = field(default_factory=lambda: np.eye(4))
+    uncertainty: nib.Nifti1Image | None = None
+
+
+def figure_path(result: Path, output_dir: Path) -> Path:
+    """Where the figure of a result belongs: below ``figures/`` as the result below the output folder."""
+    return Path(output_dir, FIGURES, result.relative_to(output_dir)).with_name(stem_of(result) + ".svg")
+
+
+def has_figure(result: Path, output_dir: Path) -> bool:
+    """Whether a result has a figure, and one no older than itself."""
+    try:
+        return figure_path(result, output_dir).stat().st_mtime_ns >= result.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def draw_figure(path: Path, scans: Scans) -> None:
+    """Write the figure of one case: a row for each scan; three planes and a zoom on the cortex in columns.
+
+    Raises:
+        BabyAIError: the figure could not be written.
+    """
+    panels, zoomed = _panels(scans)
+    rows = [row for row in ROWS if (row, "axial") in panels]
+    left, top, step = 120, 28, _PIXELS + 6
+    svg = ElementTree.Element(
+        "svg", xmlns=_SVG, viewBox=f"0 0 {left + 4 * step} {top + len(rows) * step}", **{"data-zoom": zoomed}
+    )
+    ElementTree.SubElement(svg, "title").text = f"{stem_of(path)}: T1w, cubic interpolation and reconstruction"
+    ElementTree.SubElement(svg, "rect", width="100%", height="100%")
+    label = {"fill": "white", "font-family": "sans-serif", "font-size": "15"}
+    for j, column in enumerate(COLUMNS):
+        text = ElementTree.SubElement(svg, "text", x=str(left + j * step), y="18", **label)
+        text.text = f"{zoomed}, {_ZOOM:.0f} mm" if column == "zoom" else column
+    for i, row in enumerate(rows):
+        ElementTree.SubElement(svg, "text", x="6", y=str(top + i * step + 20), **label).text = ROWS[row]
+        for j, column in enumerate(COLUMNS):
+            ElementTree.SubElement(
+                svg, "image", id=f"{row}-{column}", x=str(left + j * step), y=str(top + i * step),
+                width=str(_PIXELS), height=str(_PIXELS), href=panels[row, column],
+            )  # fmt: skip
+    with atomic(path) as temporary:
+        ElementTree.ElementTree(svg).write(temporary, encoding="utf-8", xml_declaration=True)
+
+
+def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str]:
+    """Every panel of a figure, by row and column, as a data URI; and the plane that the zoom shows."""
+    images = {"t1w": scans.t1, "cubic": scans.t2, "reconstruction": scans.result, "uncertainty": scans.uncertainty}
+    frames = {"cubic": scans.t1_to_t2}
+    white = {row: _white(image) for row, image in images.items() if image is not None}
+    white["cubic"] = white["reconstruction"]
+    centre, width = _view(scans.result)
+    panels = {}
+    for plane in PLANES:
+        points = _points(plane, centre, width)
+        for row, top in white.items():
+            panels[row, plane] = _sampled(images[row], points, frames.get(row, np.eye(4))), top
+    zoomed, middle = _cortex(panels, scans, centre, width)
+    points = _points(zoomed, middle, _ZOOM)
+    for row, top in white.items():
+        panels[row, "zoom"] = _sampled(images[row], points, frames.get(row, np.eye(4))), top
+    colours = {"uncertainty": "inferno"}
+    return {key: _jpeg(values, top, colours.get(key[0], "gray")) for key, (values, top) in panels.items()}, zoomed
+
+
+def _white(image: nib.Nifti1Image) -> float:
+    """The intensity shown white: the 99.5th percentile of what is not air."""
+    array = np.asarray(image.dataobj).ravel()
+    array = array[:: max(1, array.size // 500_000)]
+    bright = array[array > 0]
+    return float(np.percentile(bright, 99.5)) if bright.size else 1.0
+
+
+def _view(image: nib.Nifti1Image) -> tuple[np.ndarray, float]:
+    """The point that the planes go through, world mm, and the width of the squares that show them, mm."""
+    step = tuple(slice(None, None, max(1, length // 96)) for length in image.shape)
+    seen = image.slicer[step]
+    inside = np.argwhere(np.asarray(seen.dataobj) > 0.1 * _white(image))
+    if not len(inside):
+        inside = np.argwhere(np.ones(seen.shape, bool))
+    world = apply_affine(seen.affine, inside)
+    low, high = world.min(axis=0), world.max(axis=0)
+    return (low + high) / 2 + _BESIDE_MIDLINE, float((high - low).max() + 2 * _MARGIN)
+
+
+def _points(plane: str, centre: np.ndarray, width: float) -> np.ndarray:
+    """World points of a square of a plane, shape (pixels, pixels, 3), top row first, left and posterior to the left."""
+    ticks = ((np.arange(_PIXELS) + 0.5) / _PIXELS - 0.5) * width
+    points = np.broadcast_to(centre, (_PIXELS, _PIXELS, 3)).copy()
+    across, up = (axis for axis in range(3) if axis != PLANES[plane])
+    points[..., across] += ticks
+    points[..., up] -= ticks[:, None]
+    return points
+
+
+def _sampled(image: nib.Nifti1Image, points: np.ndarray, to_image: np.ndarray) -> np.ndarray:
+    """The image at world points, by cubic splines; zero outside of it."""
+    index = apply_affine(np.linalg.inv(image.affine) @ to_image, points)
+    # Splines are fitted only around what is shown: eight voxels further away they no longer matter.
+    low = np.clip(np.floor(index.min(axis=(0, 1))).astype(int) - 8, 0, np.array(image.shape) - 1)
+    high = np.clip(np.ceil(index.max(axis=(0, 1))).astype(int) + 9, low + 1, image.shape)
+    part = np.asarray(image.dataobj[tuple(map(slice, low, high))], dtype=np.float32)
+    return ndimage.map_coordinates(part, np.moveaxis(index - low, -1, 0), order=3, mode="grid-constant")
+
+
+def _cortex(panels: dict, scans: Scans, centre: np.ndarray, width: float) -> tuple[str, np.ndarray]:
+    """Where to zoom in: across the slices, near the rim, where the reconstruction adds most to the interpolation."""
+    plane = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
+    (values, white), cubic = panels["reconstruction", plane], panels["cubic", plane][0]
+    depth = ndimage.distance_transform_edt(ndimage.binary_fill_holes(values > 0.1 * white)) * width / _PIXELS
+    changed = ndimage.uniform_filter(np.abs(values - cubic), max(3, round(_ZOOM / width * _PIXELS)), mode="constant")
+    rim = (depth > _RIM[0]) & (depth < _RIM[1])
+    row, column = np.unravel_index(int(np.argmax(changed * rim if rim.any() else changed)), changed.shape)
+    return plane, _points(plane, centre, width)[row, column]
+
+
+def _slice_normal(t2: nib.Nifti1Image) -> np.ndarray:
+    """Unit vector across the slices of a raw stack; of an isotropic one, upwards."""
+    sizes = nib.affines.voxel_sizes(t2.affine)
+    if sizes.max() < 1.2 * sizes.min():
+        return np.array([0.0, 0, 1])
+    axis = int(np.argmax(sizes))
+    return t2.affine[:3, axis] / sizes[axis]
+
+
+def _jpeg(values: np.ndarray, white: float, colours: str) -> str:
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, values, cmap=colours, vmin=0, vmax=white, format="jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+class Reporter:
+    """Keeps the report on an output folder up to date during a run; whatever goes wrong with it costs no result.
+
+    Args:
+        output_dir: the folder that is reported on.
+        part: index, from 0, and number of the parts of the folder that are run apart.
+        tell: called with a sentence where something goes wrong.
+    """
+
+    def __init__(self, output_dir: Path, part: tuple[int, int], tell: Callable[[str], object]):
+        self._output_dir, self._part, self._tell = Path(output_dir), part, tell
+
+    def lacks(self, result: Path) -> bool:
+        """Whether a result is there without a figure."""
+        return result.exists() and not has_figure(result, self._output_dir)
+
+    def draw(self, result: Path, scans: Scans) -> None:
+        """Draw the figure of a result that has just been written."""
+        with self._spared(f"The figure of {result.name}"):
+            draw_figure(figure_path(result, self._output_dir), scans)
+
+    def finish(self, failures: Iterable[str]) -> None:
+        """Write the page; ``failures`` are the sentences on the scans that failed in this part."""
+        with self._spared("The report"):
+            record_failures(self._output_dir, failures, self._part)
+            write_report(self._output_dir)
+
+    @contextlib.contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except BabyAIError as error:
+            self._tell(f"{what} is missing: {error}")
+        except Exception as error:
+            self._tell(f"{what} is missing, because of an error in BABY-AI itself ({type(error).__name__}: {error}).")
+
+
+def record_failures(output_dir: Path, failures: Iterable[str], part: tuple[int, int] = (0, 1)) -> None:
+    """Keep the sentences on the scans that failed in this part (index from 0, count) of a run for the report.
+
+    They replace those of the last run of the same part; a run of the whole folder replaces those of all parts.
+
+    Raises:
+        BabyAIError: they could not be written.
+    """
+    index, count = part
+    path = Path(output_dir, FIGURES, f"failures-{index + 1}of{count}.json")
+    for old in path.parent.glob("failures-*.json"):
+        if old == path or count == 1:
+            old.unlink(missing_ok=True)
+    if failures := list(failures):
+        save_json(path, {"Failures": failures})
+
+
+def write_report(output_dir: str | Path) -> Path:
+    """Put ``report.html`` together from every figure in a folder; returns its path.
+
+    Several parts of a run may do so at once: each looks again once its page is in place, and writes it anew if a
+    figure has come since it began, so that the page that stays holds them all.
+
+    Raises:
+        BabyAIError: the page could not be written.
+    """
+    output_dir = Path(output_dir)
+    for _ in range(_TRIES):
+        found = _found(output_dir)
+        page = _page(output_dir, list(found))
+        with atomic(output_dir / REPORT) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        if _found(output_dir) == found:
+            break
+    return output_dir / REPORT
+
+
+def _found(output_dir: Path) -> dict[Path, int]:
+    """Figures and failures in a folder with the times of their writing."""
+    files = sorted(path for path in (output_dir / FIGURES).rglob("*") if not path.name.startswith("."))
+    times = {}
+    for path in files:
+        if path.suffix in (".svg", ".json"):
+            try:
+                times[path] = path.stat().st_mtime_ns
+            except OSError:  # another part is just replacing it
+                continue
+    return times
+
+
+def _page(output_dir: Path, files: list[Path]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    cases = [case for path in files if path.suffix == ".svg" and (case := _case(path, output_dir))]
+    cases.sort(key=lambda case: (-len(case["warnings"]), case["name"]))
+    for number, case in enumerate(cases, 1):
+        case["anchor"] = f"case-{number}"
+    failures = [sentence for path in files if path.suffix == ".json" for sentence in _read(path).get("Failures", [])]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        cases=cases,
+        failures=failures,
+        columns=COLUMNS,
+        rows=ROWS,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        folder=output_dir.resolve().name,
+    )
+
+
+def _read(path: Path) -> dict:
+    """A JSON object from a file; empty where it cannot be read, which must not cost the rest of the report."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _case(figure: Path, output_dir: Path) -> dict | None:
+    """What the page says of one result, or None where the result is gone."""
+    stem = output_dir / figure.relative_to(output_dir / FIGURES).with_suffix("")
+    result = next((path for suffix in (".nii.gz", ".nii") if (path := Path(f"{stem}{suffix}")).is_file()), None)
+    if result is None:
+        return None
+    sidecar = _read(sidecar_path(result))
+    current = has_figure(result, output_dir)
+    panels, zoomed = _read_figure(figure) if current else ({}, "")
+    return {
+        "name": stem_of(result).replace(f"_{RESULT_ENTITY}", ""),
+        "link": result.relative_to(output_dir).as_posix(),
+        "warnings": [str(warning) for warning in sidecar.get("Warnings", [])],
+        "panels": panels,
+        "zoomed": zoomed,
+        "summary": _summary(sidecar),
+        "facts": _facts(sidecar),
+        "origin": _origin(sidecar),
+    }
+
+
+def _read_figure(path: Path) -> tuple[dict[str, dict[str, str]], str]:
+    """The panels of a figure by row and column, and the plane of its zoom."""
+    try:
+        svg = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError):
+        return {}, ""
+    found = {image.get("id"): image.get("href") for image in svg.iter(f"{{{_SVG}}}image")}
+    panels = {row: {column: found[f"{row}-{column}"] for column in COLUMNS} for row in ROWS if f"{row}-zoom" in found}
+    return panels, svg.get("data-zoom", "")
+
+
+def _summary(sidecar: dict) -> dict[str, tuple[float | str | None, str]]:
+    """The columns of the table: what to sort by, and what to show."""
+    quality, checks = _part(sidecar, "Quality"), _part(sidecar, "Checks")
+    seconds = [value for value in _part(sidecar, "Seconds").values() if isinstance(value, int | float)]
+    return {
+        "Plane": (quality.get("Plane"), str(quality.get("Plane") or "–")),
+        "Thickness, mm": _number(quality.get("SliceThickness"), "{:.2f}"),
+        "Signal / noise": _number(quality.get("SignalToNoise"), "{:.0f}"),
+        "Even/odd shift, mm": _number(quality.get("EvenOddShift"), "{:.2f}"),
+        "Overlap": _number(_percent(quality.get("Overlap")), "{:.0f} %"),
+        "Slice residual": _number(_percent(checks.get("SliceResidualAfter")), "{:.2f} %"),
+        "Seconds": _number(sum(seconds) if seconds else None, "{:.0f}"),
+    }
+
+
+def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
+    """Numbers on one case in named groups, as label and text."""
+    quality, checks = _part(sidecar, "Quality"), _part(sidecar, "Checks")
+    geometry, registration = _part(sidecar, "SliceGeometry"), _part(sidecar, "Registration")
+    slices = [
+        ("Plane", quality.get("Plane")),
+        ("Tilt", _text(quality.get("Obliqueness"), "{:.1f}°")),
+        ("Thickness", _text(quality.get("SliceThickness"), "{:.2f} mm")),
+        ("Centre to centre", _text(quality.get("SpacingBetweenSlices"), "{:.2f} mm")),
+        ("Known from", geometry.get("Source")),
+        ("Profile", geometry.get("SliceProfile")),
+    ]
+    inputs = [
+        ("Signal-to-noise ratio", _text(quality.get("SignalToNoise"), "{:.0f}")),
+        ("Even against odd slices", _text(quality.get("EvenOddShift"), "{:.2f} mm")),
+        ("… in brightness", _text(quality.get("EvenOddIntensity"), "{:.1f} %")),
+        ("Slice against neighbours", _text(quality.get("SliceShift"), "{:.2f} mm")),
+        ("T1w and T2w overlap", _text(_percent(quality.get("Overlap")), "{:.0f} %")),
+        ("… correlation", _text(quality.get("Correlation"), "{:.2f}")),
+        ("Head volume", _text(quality.get("HeadVolume"), "{:.0f} ml")),
+    ]
+    agreement = [
+        ("Slice residual, network", _text(_percent(checks.get("SliceResidualBefore")), "{:.2f} %")),
+        ("… corrected", _text(_percent(checks.get("SliceResidualAfter")), "{:.2f} %")),
+        ("Noise of the slices", _text(_percent(checks.get("NoiseOfSlices")), "{:.2f} %")),
+        ("Damping", _text(checks.get("Damping"), "{:.3g}")),
+        ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
+        ("Expected error, median", _text(_part(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
+    ]
+    times = [(f"{part}", f"{value:.1f} s") for part, value in _part(sidecar, "Seconds").items()]
+    groups = {"Slices": slices, "Input": inputs, "Agreement with the slices": agreement, "Time": times}
+    return {name: [(label, str(text)) for label, text in lines if text is not None] for name, lines in groups.items()}
+
+
+def _origin(sidecar: dict) -> list[tuple[str, str]]:
+    """How a result was made: sources, weights, settings and versions."""
+    weights, computed = _part(sidecar, "Weights"), _part(sidecar, "Computed")
+    versions = ", ".join(f"{name} {number}" for name, number in _part(sidecar, "Versions").items())
+    lines = [
+        ("Sources", ", ".join(map(str, sidecar.get("Sources", [])))),
+        ("Weights", f"{weights.get('Name', '–')} ({weights.get('Recipe', '–')}), SHA-256 {weights.get('SHA256', '–')}"),
+        ("Computed on", ", ".join(str(value) for value in computed.values())),
+        ("Settings", ", ".join(f"{key} {value}" for key, value in _part(sidecar, "Settings").items())),
+        ("Versions", versions),
+    ]
+    return [(label, text) for label, text in lines if text]
+
+
+def _part(sidecar: dict, key: str) -> dict:
+    """A JSON object inside a sidecar; empty where there is none."""
+    value = sidecar.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _percent(share) -> float | None:
+    return 100 * share if isinstance(share, int | float) else None
+
+
+def _text(value, form: str) -> str | None:
+    return form.format(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _number(value, form: str) -> tuple[float | None, str]:
+    text = _text(value, form)
+    return (None, "–") if text is None else (value, text)
