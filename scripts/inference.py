@@ -17,13 +17,10 @@ import argparse
 import contextlib
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -36,6 +33,7 @@ from tqdm import tqdm
 
 from func.errors import BabyAIError
 from func.hub import find_weights
+from func.running import Tally, run_to_the_end
 from func.volumes import (
     Pair,
     check_atlas_grid,
@@ -58,56 +56,11 @@ PRECISION = "auto"  # auto, float32 or bfloat16
 OVERWRITE = False
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler or a shutdown asks the process to end."""
-
-
-@dataclass
-class Tally:
-    """What became of the scans, for the summary and the exit code."""
-
-    done: int = 0
-    kept: int = 0
-    failed: int = 0
-
-    def finish(self, name: str, result: Path) -> None:
-        """Record a result and tell where it is."""
-        self.done += 1
-        tqdm.write(f"{name} -> {result}")
-
-    def fail(self, name: str, error: Exception) -> None:
-        """Record a failure and tell it in one sentence; what is nobody's mistake but ours also shows where it arose."""
-        self.failed += 1
-        if isinstance(error, BabyAIError):
-            sentence = str(error) if name in str(error) else f"{name}: {error}"
-        elif "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
-            sentence = f"{name} needs more memory than there is; use --device cpu, or a machine with more."
-        else:
-            tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
-            sentence = f"{name} met an error in BABY-AI itself ({type(error).__name__}); please report the lines above."
-        tqdm.write(f"FAILED {sentence}", file=sys.stderr)
-
-    def __str__(self) -> str:
-        return f"{self.done} reconstructed, {self.kept} already there, {self.failed} failed"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Reconstruct what the arguments ask for; returns the exit code."""
     arguments = parse_arguments(argv)
-    tally = Tally()
-    try:
-        with sigterm_raised():
-            run = reconstruct_raw_pair if arguments.t1 else reconstruct_folder
-            run(arguments, tally)
-    except BabyAIError as error:
-        print(f"inference.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        cause = "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
-        print(f"Stopped by {cause}: {tally}; run again to do the rest.", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
-    print(f"Summary: {tally}.")
-    return 1 if tally.failed else 0
+    reconstruct_all = reconstruct_raw_pair if arguments.t1 else reconstruct_folder
+    return run_to_the_end("inference.py", lambda tally: reconstruct_all(arguments, tally), Tally("reconstructed"))
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -240,7 +193,7 @@ def reconstruct_folder(arguments: argparse.Namespace, tally: Tally) -> None:
             try:
                 case = reading.result()
                 check_case(case, weights.recipe)
-                with volume_bar(pair.name) as progress:
+                with memory_told(pair.name), volume_bar(pair.name) as progress:
                     result = reconstruct(
                         case.t1,
                         case.t2,
@@ -275,7 +228,7 @@ def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
     weights = load(arguments)
     try:
         case = read_case(arguments)
-        with volume_bar(arguments.output.name) as progress:
+        with memory_told(arguments.t2.name), volume_bar(arguments.t2.name) as progress:
             result = reconstruct_raw(
                 case.t1,
                 case.t2,
@@ -292,9 +245,15 @@ def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
             save_result(
                 arguments.residual_map, result.residual, {"Description": "Measured slices minus the result's slices"}
             )
-        tally.finish(arguments.t2.name, arguments.output)
+        finish(tally, arguments.t2.name, arguments.output)
     except Exception as error:
         tally.fail(arguments.t2.name, error)
+
+
+def finish(tally: Tally, name: str, result: Path) -> None:
+    """Count a result and tell where it is."""
+    tally.done += 1
+    tqdm.write(f"{name} -> {result}")
 
 
 def overridden(arguments: argparse.Namespace) -> dict:
@@ -421,7 +380,7 @@ class Writer:
         if error := future.exception():
             self._tally.fail(name, error)
         else:
-            self._tally.finish(name, path)
+            finish(self._tally, name, path)
 
     def __enter__(self) -> Writer:
         return self
@@ -444,21 +403,14 @@ def volume_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def sigterm_raised() -> Iterator[None]:
-    """While the block lasts, SIGTERM raises :class:`Terminated`, so that everything is left as Ctrl-C leaves it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
+def memory_told(name: str) -> Iterator[None]:
+    """Turn the several ways in which memory runs out into one sentence."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except (MemoryError, RuntimeError) as error:
+        if "Memory" not in type(error).__name__ and "can't allocate memory" not in str(error):
+            raise
+        raise BabyAIError(f"{name} needs more memory than there is; use --device cpu, or a larger machine.") from error
 
 
 if __name__ == "__main__":
