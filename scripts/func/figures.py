@@ -206,11 +206,12 @@ def _array(image: nib.Nifti1Image) -> np.ndarray:
 
 
 def _window(image: nib.Nifti1Image) -> tuple[float, float]:
-    """Black at zero (or the darkest voxel), white at the 99.5th percentile of what is brighter."""
+    """Black at zero, white at the 99.5th percentile of what is brighter; a scan with much below zero starts there."""
     array = _array(image).ravel()[:: max(1, math.prod(image.shape) // 500_000)]
-    low = min(0.0, float(array.min()))
-    bright = array[array > low]
-    return low, float(np.percentile(bright, 99.5)) if bright.size else low + 1.0
+    bright = array[array > 0]
+    high = float(np.percentile(bright, 99.5)) if bright.size else 1.0
+    low = float(np.percentile(array, 0.5))
+    return (low if low < -0.1 * high else 0.0), high
 
 
 def _head_box(image: nib.Nifti1Image, margin: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
