@@ -181,15 +181,20 @@ def test_ten_broken_of_five_hundred(tmp_path, in_process, capsys):
     for label in broken:
         assert sum(f"sub-{label}" in line for line in failures) == 1, label
     assert "490 reconstructed, 10 failed" in told.out
-    stamps = assert_whole(data, output, 490)
+    stamps = {path: path.stat().st_mtime_ns for path in output.rglob("sub-*.nii.gz")}
+    assert len(stamps) == 490
 
     for label in broken:
         shutil.rmtree(data / f"sub-{label}")
         write_subject(data / f"sub-{label}" / "anat", label)
     assert in_process(data, output) == 0
     assert "10 reconstructed, 490 already there, 0 failed" in capsys.readouterr().out
-    after = assert_whole(data, output, 500)
-    assert {path: after[path] for path in stamps} == stamps
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    # All of them came from the same two volumes, so one right result vouches for its equals.
+    assert len(list(output.rglob("sub-*.json"))) == len(list(output.rglob("sub-*.nii.gz"))) == 500
+    assert len({path.read_bytes() for path in output.rglob("sub-*.nii.gz")}) == 1
+    result = next(output.rglob("sub-*.nii.gz"))
+    np.testing.assert_array_equal(nib.load(result).get_fdata(), 2 * nib.load(template).get_fdata())
 
 
 def break_ten(data: Path) -> list[str]:
