@@ -312,7 +312,11 @@ def _refine(columns: np.ndarray, spacing: float, center: float) -> tuple[float, 
 
     def misfit(parameters: np.ndarray) -> float:
         spacing, middle = parameters
-        return _spline_misfit(columns, spacing, middle % spacing) if abs(spacing - start) < 0.3 else np.inf
+        return (
+            _spline_misfit(columns, spacing, middle % spacing)
+            if abs(spacing - start) < 0.3 and spacing > 1.45
+            else np.inf
+        )
 
     span = 0.3 * spacing / max(len(columns) / spacing, 4)
     simplex = np.array([[spacing, middle], [spacing + span, middle], [spacing, middle + 0.1 * spacing]])
