@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 # Data workers share the processor with the network, so that each had better keep to one core.
@@ -147,13 +147,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: Stop) -> int:
-    """The run from its last checkpoint, or from the start, to its end; returns the exit code."""
+    """Take the run from its last checkpoint, or from the start, to its end; returns the exit code."""
     settings, tell = run.settings, processes.tell
     batch_size = settings["batch_size"]
     if batch_size % processes.count:
         raise BabyAIError(f"A batch of {batch_size} cannot be shared by {processes.count} processes; set --batch-size.")
     device, precision = choose_device(processes.device(arguments.device), arguments.precision)
-    data = prepare_data(run, arguments)
+    data = prepare_data(run, arguments.data_dir)
+    job = Job(run, data, device, precision, processes, stop)
     for error in data.errors:
         tell(f"FAILED {error}", file=sys.stderr)
     steps_per_epoch = math.ceil(data.epoch / batch_size)
@@ -202,9 +203,7 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
             raise Stopped(stopping, f"at step {progress.step} of {steps}; --resume goes on from there.")
         if validating:
             with recent.paused():
-                metrics = validate(
-                    mean.network, data, "validation", run, arguments, processes, stop, board, progress.step
-                )
+                metrics = validate(job, mean.network, "validation", progress.step, board)
             if metrics is None:
                 continue
             progress.record(metrics, settings["recipe"])
@@ -213,7 +212,7 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
             if metrics:
                 tell(f"step {progress.step} validation: {told(metrics)}{' (best)' if progress.is_best else ''}")
             if progress.is_best and processes.rank == 0:
-                save_best(run, mean.network, progress, data)
+                save_best(job, mean.network, progress)
         if progress.step == steps:
             break
 
@@ -245,7 +244,7 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
             if board:
                 board.add_scalars("training", report, progress.step)
 
-    finish(run, data, arguments, processes, stop, progress, mean)
+    finish(job, mean.network, progress, arguments.data_dir)
     return 1 if data.errors else 0
 
 
@@ -415,7 +414,7 @@ class Data:
         return ", ".join(f"{len(self.subjects[part])} for {part}" for part in PARTS)
 
 
-def prepare_data(run: Run, arguments: argparse.Namespace) -> Data:
+def prepare_data(run: Run, data_dir: Path) -> Data:
     """Read every subject of the split once, and make the samples of the recipe.
 
     Raises:
@@ -423,7 +422,7 @@ def prepare_data(run: Run, arguments: argparse.Namespace) -> Data:
     """
     settings = run.settings
     published = settings["recipe"] == "babyai"
-    groups, errors = find_subjects(arguments.data_dir)
+    groups, errors = find_subjects(data_dir)
     subjects = {}
     for part in PARTS:
         wanted = [group for label in sorted(groups) for group in groups[label] if run.parts.get(label) == part]
@@ -431,43 +430,45 @@ def prepare_data(run: Run, arguments: argparse.Namespace) -> Data:
         errors += faults
     train, validation = subjects["train"], subjects["validation"]
     if not train:
-        raise BabyAIError(f"No training subject below {arguments.data_dir} can be used: {errors[0] if errors else ''}")
-    if published:
-        samples, checks = (PublishedPatches(published_images(part), settings["seed"]) for part in (train, validation))
-        return Data(samples, len(samples), checks, len(checks), subjects, errors)
-    weights = settings["subject_weights"]
-    invented = [
-        source
-        for source in (
-            read_pseudo_pairs(settings["extra_t1"]),
-            phantoms(settings["phantoms"]),
-            shapes(settings["shapes"]),
-        )
-        if source
-    ]
-    real_share = 1 - settings["invented_share"] if invented else 1
-    real = np.array([weights.get(subject.label, 1.0) for subject in train])
-    shares = [*(real_share * real / real.sum())]
+        raise BabyAIError(f"No training subject below {data_dir} can be used: {errors[0] if errors else ''}")
+    make = published_data if published else compact_data
+    return Data(*make(train, validation, settings), subjects, errors)
+
+
+def published_data(train: list[Subject], validation: list[Subject], settings: Mapping) -> tuple:
+    """Every patch of every image is a sample, and validation takes all of them too."""
+    samples, checks = (PublishedPatches(published_images(part), settings["seed"]) for part in (train, validation))
+    return samples, len(samples), checks, len(checks)
+
+
+def compact_data(train: list[Subject], validation: list[Subject], settings: Mapping) -> tuple:
+    """Random crops in random slices; of the subjects, and of what is invented besides."""
+    sources = read_pseudo_pairs(settings["extra_t1"]), phantoms(settings["phantoms"]), shapes(settings["shapes"])
+    invented = [source for source in sources if source]
+    share = settings["invented_share"] if invented else 0
+    weights = np.array([settings["subject_weights"].get(subject.label, 1.0) for subject in train])
+    shares = [*((1 - share) * weights / weights.sum())]
     for source in invented:
-        shares += [settings["invented_share"] / len(invented) / len(source)] * len(source)
-    everything = train + [subject for source in invented for subject in source]
-    samples = ThickSliceSamples(everything, shares, settings["seed"], settings["patch"])
-    checks = ThickSliceSamples(validation, np.ones(len(validation)), settings["seed"] + 1, settings["patch"])
-    epoch = settings["samples_per_subject"] * len(train)
-    return Data(samples, epoch, checks, VALIDATION_SAMPLES if validation else 0, subjects, errors)
+        shares += [share / len(invented) / len(source)] * len(source)
+    seed, patch = settings["seed"], settings["patch"]
+    samples = ThickSliceSamples([*train, *chain.from_iterable(invented)], shares, seed, patch)
+    checks = ThickSliceSamples(validation, np.ones(len(validation)), seed + 1, patch)
+    return samples, settings["samples_per_subject"] * len(train), checks, VALIDATION_SAMPLES if validation else 0
 
 
-def validate(
-    network: nn.Module,
-    data: Data,
-    part: str,
-    run: Run,
-    arguments: argparse.Namespace,
-    processes: Processes,
-    stop: Stop,
-    board: Board | None,
-    step: int,
-) -> dict[str, float] | None:
+@dataclass(frozen=True)
+class Job:
+    """What stays the same while a process trains."""
+
+    run: Run
+    data: Data
+    device: torch.device
+    precision: str
+    processes: Processes
+    stop: Stop
+
+
+def validate(job: Job, network: nn.Module, part: str, step: int, board: Board | None = None) -> dict[str, float] | None:
     """Loss over the validation samples, and PSNR and SSIM of whole volumes beside those of cubic interpolation.
 
     Inside the brain, on average over VALIDATION_SCANS of some subjects of the part. The processes share the work.
@@ -475,9 +476,8 @@ def validate(
     Returns:
         The metrics, empty where the part has no subjects, or None where a signal asks to stop.
     """
-    settings = run.settings
-    device, precision = choose_device(processes.device(arguments.device), arguments.precision)
-    sums = dict.fromkeys(METRICS, 0.0) | {"samples": 0.0, "volumes": 0.0}
+    settings, data, processes, stop = job.run.settings, job.data, job.processes, job.stop
+    sums = dict.fromkeys((*METRICS, "samples", "volumes"), 0.0)
     numbers = range(processes.rank, data.validation_samples if part == "validation" else 0, processes.count)
     loader = DataLoader(data.validation, settings["batch_size"], sampler=numbers)
     network.eval()
@@ -485,8 +485,8 @@ def validate(
         for batch in loader:
             if stop.signal:
                 break
-            batch = {name: part.to(device) for name, part in batch.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            batch = {name: array.to(job.device) for name, array in batch.items()}
+            with torch.autocast(job.device.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
                 output = network(batch["inputs"])
             losses = LOSSES[settings["recipe"]](output.float(), batch)
             sums["loss"] += losses.sum().item()
@@ -496,7 +496,7 @@ def validate(
     for number, case in enumerate(islice(cases, processes.rank, None, processes.count)):
         if stop.signal:
             break
-        result = reconstruct(case.t1, case.t2, weights, case.geometry, str(device), precision).image
+        result = reconstruct(case.t1, case.t2, weights, case.geometry, str(job.device), job.precision).image
         for prefix, image in (("", result), ("cubic_", case.t2)):
             scores = score_brain(case.truth, np.asarray(image.dataobj), case.mask)
             sums[f"{prefix}psnr"] += scores.psnr
@@ -508,16 +508,13 @@ def validate(
     if processes.any(stop.signal):
         return None
     sums = processes.add(sums)
-    return {
-        name: sums[name] / sums["samples" if name == "loss" else "volumes"]
-        for name in METRICS
-        if sums["samples" if name == "loss" else "volumes"]
-    }
+    counts = {name: sums["samples" if name == "loss" else "volumes"] for name in METRICS}
+    return {name: sums[name] / count for name, count in counts.items() if count}
 
 
-def save_best(run: Run, network: nn.Module, progress: Progress, data: Data) -> None:
+def save_best(job: Job, network: nn.Module, progress: Progress) -> None:
     """Write the weights for inference.py, with how they came to be."""
-    settings = run.settings
+    run, settings = job.run, job.run.settings
     recipe, config, tensors = settings["recipe"], settings["network"], network.state_dict()
     if recipe == "babyai":
         recipe, config = FOLDED, {**RECIPES["babyai"], **config}
@@ -526,7 +523,7 @@ def save_best(run: Run, network: nn.Module, progress: Progress, data: Data) -> N
         "run": run.name,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": settings,
-        "subjects": {part: [subject.label for subject in data.subjects[part]] for part in PARTS},
+        "subjects": {part: [subject.label for subject in job.data.subjects[part]] for part in PARTS},
         "step": progress.step,
         "validation": progress.best,
         "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
@@ -534,21 +531,13 @@ def save_best(run: Run, network: nn.Module, progress: Progress, data: Data) -> N
     save_weights(run.weights, recipe, tensors, info, config)
 
 
-def finish(
-    run: Run,
-    data: Data,
-    arguments: argparse.Namespace,
-    processes: Processes,
-    stop: Stop,
-    progress: Progress,
-    mean: RunningMean,
-) -> None:
-    """Score the best weights on the test subjects, and add the run to training_info.csv."""
-    parameters = list(mean.network.parameters())
-    best = load_weights(run.weights).network.to(parameters[0].device)
-    test = validate(best, data, "test", run, arguments, processes, stop, None, progress.step)
+def finish(job: Job, network: nn.Module, progress: Progress, data_dir: Path) -> None:
+    """Score the best weights on the test subjects, and add the run to the table of all runs."""
+    run, data, processes = job.run, job.data, job.processes
+    best = load_weights(run.weights).network.to(job.device)
+    test = validate(job, best, "test", progress.step)
     if test is None:
-        raise Stopped(processes.any(stop.signal), "in the last test; --resume does it again.")
+        raise Stopped(processes.any(job.stop.signal), "in the last test; --resume does it again.")
     if processes.rank:
         return
     row = {
@@ -557,10 +546,11 @@ def finish(
         "training_hours": round(progress.seconds / 3600, 3),
         **run.settings,
         "processes": processes.count,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "data_dir": arguments.data_dir,
+        "device": torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else job.device.type,
+        "precision": job.precision,
+        "data_dir": data_dir,
         **{f"{part}_subjects": len(data.subjects[part]) for part in PARTS},
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "steps_done": progress.step,
         "best_step": progress.best_step,
         "best_epoch": math.ceil(progress.best_step * run.settings["batch_size"] / data.epoch),
