@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -387,13 +388,11 @@ def draw_boxplot(path: Path, rows: list[Row]) -> None:
     rows = [row for row in rows if row.region == "brain"]
     directions = sorted({row.direction for row in rows})
     methods = [method for method in (BASELINE, RESULT) if any(row.method == method for row in rows)]
-    colours = {BASELINE: "#B0B0B0", RESULT: "#3B7DB8"}
+    colours = {BASELINE: ("#C4C4C4", "#5A5A5A"), RESULT: ("#86B6DD", "#1B5687")}
     figure = Figure(figsize=(1.5 + 3 * len(directions), 6), layout="constrained")
     axes = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False)
-    for (line, metric), (column, direction) in (
-        (upper, left) for upper in enumerate(("psnr", "ssim")) for left in enumerate(directions)
-    ):
-        panel = axes[line, column]
+    for (i, metric), (j, direction) in product(enumerate(("psnr", "ssim")), enumerate(directions)):
+        panel = axes[i, j]
         thicknesses = sorted({row.thickness_mm for row in rows if row.direction == direction}, key=lambda mm: mm or 0)
         for shift, method in zip(np.linspace(-0.18, 0.18, len(methods)), methods, strict=True):
             scores = [
@@ -404,15 +403,18 @@ def draw_boxplot(path: Path, rows: list[Row]) -> None:
                 ]
                 for thickness in thicknesses
             ]
+            fill, line = colours[method]
             panel.boxplot(
                 scores,
                 positions=np.arange(len(thicknesses)) + shift,
                 widths=0.3,
                 patch_artist=True,
                 manage_ticks=False,
-                boxprops={"facecolor": colours[method]},
-                medianprops={"color": "black"},
-                flierprops={"markersize": 3},
+                boxprops={"facecolor": fill, "edgecolor": line},
+                medianprops={"color": line, "linewidth": 2},
+                whiskerprops={"color": line},
+                capprops={"color": line},
+                flierprops={"markeredgecolor": line, "markersize": 3},
                 label=method,
             )
         panel.set_xticks(range(len(thicknesses)), [f"{thickness:g}" if thickness else "" for thickness in thicknesses])
