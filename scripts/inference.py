@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from func.volumes import (
     read_volume,
     result_path,
     save_result,
+    stem_of,
 )
 
 # Edit these, or override them on the command line.
@@ -54,6 +55,8 @@ WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hugging 
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PRECISION = "auto"  # auto, float32 or bfloat16
 OVERWRITE = False
+REPORT = True  # report.html and figures beside the results
+BIDS = False  # lay the results out as a BIDS derivative dataset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +81,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="I/N",
         help="do only the I-th of N parts of the folder, I from 1 to N; in a Slurm job array the part is taken from "
         "SLURM_ARRAY_TASK_ID, _MIN, _MAX, _STEP and _COUNT unless this is given (--shard 1/1 does everything)",
+    )
+    folder.add_argument(
+        "--bids",
+        action=argparse.BooleanOptionalAction,
+        default=BIDS,
+        help="make the output folder a BIDS derivative dataset, with results in sub-*/[ses-*/]anat",
     )
     raw = parser.add_argument_group("one raw pair")
     raw.add_argument("--t1", type=Path, help="isotropic T1w scan")
@@ -110,6 +119,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=OVERWRITE,
         help="replace results that are already there (default: keep them)",
     )
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=REPORT,
+        help="draw a figure of each result and put them together in report.html beside the results",
+    )
     arguments = parser.parse_args(argv)
     arguments.shard = arguments.shard or slurm_shard(os.environ)
     check_arguments(parser, arguments)
@@ -128,6 +143,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     overrides = (arguments.thickness, arguments.spacing, arguments.profile, arguments.residual_map)
     if not any(raw) and any(overrides):
         parser.error("--thickness, --spacing, --profile and --residual-map are for a raw pair (--t1, --t2, --output)")
+    if arguments.bids and not any(raw) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
+        parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
     for path in (arguments.output, arguments.residual_map):
         if path is None:
             continue
@@ -175,13 +192,45 @@ def reconstruct_folder(arguments: argparse.Namespace, tally: Tally) -> None:
     pairs, errors = pairs[part::count], errors[part::count]
     for error in errors:
         tally.fail("", error)
-    results = {pair: result_path(pair, arguments.output_dir) for pair in pairs}
-    todo = [pair for pair in pairs if arguments.overwrite or not results[pair].exists()]
+    results = places(pairs, arguments)
+    todo = {pair: path for pair, path in results.items() if arguments.overwrite or not path.exists()}
     tally.kept = len(pairs) - len(todo)
-    if not todo:
-        return
-    check_writable(arguments.output_dir)
+    reporter = reporter_on(arguments.output_dir, f"{part + 1}of{count}", arguments)
+    if todo:
+        check_writable(arguments.output_dir)
+        reconstruct_pairs(todo, arguments, tally, reporter)
+    if reporter and (pairs or errors):
+        for pair in [pair for pair, path in results.items() if pair not in todo and reporter.lacks(path)]:
+            reporter.draw(results[pair], pair.t1, pair.t2)
+        reporter.finish(tally.sentences)
 
+
+def places(pairs: list[Pair], arguments: argparse.Namespace) -> dict[Pair, Path]:
+    """Where the result of each pair goes; with ``--bids`` the output folder is made a BIDS derivative dataset.
+
+    Raises:
+        BabyAIError: two results would go to one place, or the folder is not writable.
+    """
+    if not arguments.bids:
+        return {pair: result_path(pair, arguments.output_dir) for pair in pairs}
+    from func.bids import derivative_paths, describe_dataset
+
+    results = derivative_paths(pairs, arguments.output_dir)
+    describe_dataset(arguments.output_dir, arguments.data_dir, versions()["BABY-AI"])
+    return results
+
+
+def reporter_on(output_dir: Path, part: str, arguments: argparse.Namespace):
+    """What keeps the report on a folder, or None with ``--no-report``; ``part`` tells runs on one folder apart."""
+    if not arguments.report:
+        return None
+    from func.report import Reporter
+
+    return Reporter(output_dir, part, lambda sentence: tqdm.write(sentence, file=sys.stderr))
+
+
+def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tally: Tally, reporter) -> None:
+    """Reconstruct pairs to their places, reading ahead and writing behind."""
     from func.reconstruction import reconstruct
 
     weights = load(arguments)
@@ -203,10 +252,10 @@ def reconstruct_folder(arguments: argparse.Namespace, tally: Tally) -> None:
                         precision=arguments.precision,
                         progress=progress,
                     )
-                sources = [path.relative_to(arguments.data_dir) for path in (pair.t2, pair.t1)]
-                writer.submit(
-                    pair.name, results[pair], result.image, described(sources, weights, arguments, case, result.report)
-                )
+                t2, t1 = (path.relative_to(arguments.data_dir).as_posix() for path in (pair.t2, pair.t1))
+                sidecar = described([t2, t1], t2, weights, arguments, case, result.report)
+                figure = reporter and partial(reporter.draw, todo[pair], case.t1, case.t2, result.image)
+                writer.submit(pair.name, todo[pair], result.image, sidecar, figure)
             except Exception as error:
                 tally.fail(pair.name, error)
             scans.update()
@@ -225,6 +274,7 @@ def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
 
     from func.reconstruction import reconstruct_raw
 
+    reporter = reporter_on(arguments.output.parent, stem_of(arguments.output), arguments)
     weights = load(arguments)
     try:
         case = read_case(arguments)
@@ -239,15 +289,20 @@ def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
                 precision=arguments.precision,
                 progress=progress,
             )
-        sources = [arguments.t2, arguments.t1]
-        save_result(arguments.output, result.image, described(sources, weights, arguments, case, result.report))
+        t2, t1 = arguments.t2.as_posix(), arguments.t1.as_posix()
+        save_result(arguments.output, result.image, described([t2, t1], t1, weights, arguments, case, result.report))
         if arguments.residual_map:
             save_result(
                 arguments.residual_map, result.residual, {"Description": "Measured slices minus the result's slices"}
             )
         finish(tally, arguments.t2.name, arguments.output)
+        if reporter:
+            to_t2 = result.report["Registration"]["T1wToT2w"]
+            reporter.draw(arguments.output, case.t1, case.t2, result.image, to_t2)
     except Exception as error:
         tally.fail(arguments.t2.name, error)
+    if reporter:
+        reporter.finish(tally.sentences)
 
 
 def finish(tally: Tally, name: str, result: Path) -> None:
@@ -320,11 +375,22 @@ def stated_geometry(case: Case):
     return SliceGeometry.from_sidecar(case.sidecar, case.t2)
 
 
-def described(sources: list[Path], weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:
-    """The JSON sidecar of a result: all that is needed to tell how it was made, and to make it again."""
+def described(sources: list[str], frame: str, weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:
+    """The JSON sidecar of a result: how good its input was, and all that is needed to make it again.
+
+    ``frame`` is the one of the ``sources`` in whose space the result lies.
+    """
+    from func.quality import is_stripped, quality_of
+
+    prefix = "bids:raw:" if arguments.bids and not arguments.t1 else ""
+    quality, warnings = quality_of(case.t1, case.t2, report)
     return {
         "Description": "Isotropic T2w scan reconstructed by BABY-AI",
-        "Sources": [source.as_posix() for source in sources],
+        "Sources": [prefix + source for source in sources],
+        "SpatialReference": prefix + frame,
+        "SkullStripped": is_stripped(case.t2),
+        "Warnings": warnings,
+        "Quality": quality,
         "Weights": {"Name": str(arguments.weights), "Recipe": weights.recipe, "SHA256": weights.sha256},
         "Settings": {"Device": arguments.device, "Precision": arguments.precision},
         "Versions": versions(),
@@ -366,10 +432,21 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, "writer")
         self._writing: tuple[str, Path, Future] | None = None
 
-    def submit(self, name: str, path: Path, image: nib.Nifti1Image, sidecar: dict) -> None:
-        """Begin to write; first waits for the result before, so that no more than one is held in memory."""
+    def submit(
+        self, name: str, path: Path, image: nib.Nifti1Image, sidecar: dict, then: Callable[[], None] | None = None
+    ) -> None:
+        """Begin to write, and do ``then`` what must follow.
+
+        First waits for the result before, so that no more than one is held in memory.
+        """
         self._settle()
-        self._writing = name, path, self._pool.submit(save_result, path, image, sidecar)
+        self._writing = name, path, self._pool.submit(self._write, path, image, sidecar, then)
+
+    @staticmethod
+    def _write(path: Path, image: nib.Nifti1Image, sidecar: dict, then: Callable[[], None] | None) -> None:
+        save_result(path, image, sidecar)
+        if then:
+            then()
 
     def _settle(self) -> None:
         if self._writing is None:

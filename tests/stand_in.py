@@ -51,7 +51,10 @@ def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
     reconstruction.choose_device = lambda device, precision: (device, precision)
     network.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
     acquisition.SliceGeometry = SimpleNamespace(from_sidecar=lambda sidecar, image: None)
-    return {module.__name__: module for module in (reconstruction, network, acquisition)}
+    quality, report = ModuleType("func.quality"), ModuleType("func.report")
+    quality.quality_of, quality.is_stripped = lambda t1, t2, report: ({}, []), lambda image: True
+    report.Reporter = lambda *_: None
+    return {module.__name__: module for module in (reconstruction, network, acquisition, quality, report)}
 
 
 def kill() -> None:

@@ -1,4 +1,7 @@
-"""The output folder as a BIDS derivative dataset (https://bids-specification.readthedocs.io, version 1.10)."""
+"""The output folder as a BIDS derivative dataset (https://bids-specification.readthedocs.io, version 1.10).
+
+The inputs' dataset is linked as ``raw``, so that ``bids:raw:sub-01/anat/sub-01_T2w.nii.gz`` names an input.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,6 @@ def derivative_paths(pairs: Iterable[Pair], output_dir: str | Path) -> dict[Pair
                 f"{other.t2} and {pair.t2} would share one place in a BIDS dataset; run them into separate folders."
             )
     return {pair: path for path, pair in taken.items()}
-
-
-def raw_uri(path: Path, data_dir: Path) -> str:
-    """The BIDS URI of an input, in the dataset that ``dataset_description.json`` links as ``raw``."""
-    return f"bids:raw:{path.relative_to(data_dir).as_posix()}"
 
 
 def describe_dataset(output_dir: Path, data_dir: Path, version: str) -> None:

@@ -67,7 +67,7 @@ def quality_of(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> tuple[
         what cannot be measured here), and warnings, each a sentence.
     """
     stack = _raw_stack(t1, t2, report) if "Registration" in report else _grid_stack(t1, t2, report)
-    quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack), "SkullStripped": is_stripped(t2)}
+    quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack)}
     quality = {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()}
     return quality, warnings_of(quality)
 

@@ -13,7 +13,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,10 +24,11 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from func.errors import BabyAIError
-from func.volumes import RESULT_ENTITY, atomic, save_json, sidecar_path, stem_of
+from func.volumes import RESULT_ENTITY, atomic, read_volume, save_json, sidecar_path, stem_of
 
 REPORT = "report.html"
 FIGURES = "figures"
+WHOLE = "1of1"  # the part of a run that is not shared out
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the world axis across each
 ROWS = {"t1w": "T1w", "cubic": "T2w, cubic", "reconstruction": "Reconstruction", "uncertainty": "Uncertainty"}
@@ -54,7 +55,7 @@ class Scans:
     t1: nib.Nifti1Image
     t2: nib.Nifti1Image
     result: nib.Nifti1Image
-    t1_to_t2: np.ndarray = field(default_factory=lambda: np.eye(4))
+    t1_to_t2: np.ndarray
     uncertainty: nib.Nifti1Image | None = None
 
 
@@ -193,20 +194,31 @@ class Reporter:
 
     Args:
         output_dir: the folder that is reported on.
-        part: index, from 0, and number of the parts of the folder that are run apart.
+        part: tells runs apart that share the folder, each with its own failures: ``2of5``, or the name of one result.
         tell: called with a sentence where something goes wrong.
     """
 
-    def __init__(self, output_dir: Path, part: tuple[int, int], tell: Callable[[str], object]):
+    def __init__(self, output_dir: Path, part: str, tell: Callable[[str], object]):
         self._output_dir, self._part, self._tell = Path(output_dir), part, tell
 
     def lacks(self, result: Path) -> bool:
         """Whether a result is there without a figure."""
         return result.exists() and not has_figure(result, self._output_dir)
 
-    def draw(self, result: Path, scans: Scans) -> None:
-        """Draw the figure of a result that has just been written."""
+    def draw(
+        self,
+        result: Path,
+        t1: nib.Nifti1Image | Path,
+        t2: nib.Nifti1Image | Path,
+        image: nib.Nifti1Image | None = None,
+        t1_to_t2: np.ndarray | None = None,
+        uncertainty: nib.Nifti1Image | None = None,
+    ) -> None:
+        """Draw the figure of a result that has been written; scans not at hand are read from their files."""
         with self._spared(f"The figure of {result.name}"):
+            t1, t2 = (read_volume(scan) if isinstance(scan, Path) else scan for scan in (t1, t2))
+            image = image or read_volume(result)
+            scans = Scans(t1, t2, image, np.eye(4) if t1_to_t2 is None else np.asarray(t1_to_t2), uncertainty)
             draw_figure(figure_path(result, self._output_dir), scans)
 
     def finish(self, failures: Iterable[str]) -> None:
@@ -225,19 +237,17 @@ class Reporter:
             self._tell(f"{what} is missing, because of an error in BABY-AI itself ({type(error).__name__}: {error}).")
 
 
-def record_failures(output_dir: Path, failures: Iterable[str], part: tuple[int, int] = (0, 1)) -> None:
-    """Keep the sentences on the scans that failed in this part (index from 0, count) of a run for the report.
+def record_failures(output_dir: Path, failures: Iterable[str], part: str = WHOLE) -> None:
+    """Keep the sentences on the scans that failed in this part of a run for the report.
 
-    They replace those of the last run of the same part; a run of the whole folder replaces those of all parts.
+    They replace those of the last run of the same part; a run of the whole folder replaces those of all its parts.
 
     Raises:
         BabyAIError: they could not be written.
     """
-    index, count = part
-    path = Path(output_dir, FIGURES, f"failures-{index + 1}of{count}.json")
-    for old in path.parent.glob("failures-*.json"):
-        if old == path or count == 1:
-            old.unlink(missing_ok=True)
+    path = Path(output_dir, FIGURES, f"failures-{part}.json")
+    for old in path.parent.glob("failures-[0-9]*of[0-9]*.json" if part == WHOLE else path.name):
+        old.unlink(missing_ok=True)
     if failures := list(failures):
         save_json(path, {"Failures": failures})
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -37,6 +37,7 @@ class Tally:
     done: int = 0
     kept: int = 0
     failed: int = 0
+    sentences: list[str] = field(default_factory=list)  # on what failed
 
     def fail(self, name: str, error: BaseException) -> None:
         """Record a failure and tell it in one sentence; what is nobody's mistake but ours also shows where it arose."""
@@ -48,6 +49,7 @@ class Tally:
         else:
             tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
             sentence = f"{name} met an error in BABY-AI itself ({type(error).__name__}); please report the lines above."
+        self.sentences.append(sentence)
         tqdm.write(f"FAILED {sentence}", file=sys.stderr)
 
     def __str__(self) -> str:
