@@ -136,7 +136,7 @@ def draw(stages: Stages) -> Figure:
 
     put(figure, crop(stages.result), (12.65, 1.9, 2.95, 2.7), RESULT_COLOUR, "")
     write(canvas, 14.12, 1.6, "1 mm in every direction", 10.5, INK)
-    write(canvas, 14.12, 1.25, f"{stages.gain:+.1f} dB over cubic interpolation", 10.5, MUTED)
+    write(canvas, 14.12, 1.25, f"here {stages.gain:+.1f} dB over cubic, on a digital infant", 10.5, MUTED)
     return figure
 
 
