@@ -144,7 +144,7 @@ def reconstruct_raw(
     sidecar = sidecar or {}
     axis, thickness, spacing = stack_geometry(t2, sidecar)
     started = time.perf_counter()
-    registration = register_rigid(t1, t2, slice_thickness=thickness)
+    registration = register_rigid(t1, t2)
     registered = time.perf_counter()
 
     shape, affine, geometry = _working_grid(t2, axis, thickness, spacing, str(sidecar.get("SliceProfile", "box")))

@@ -64,7 +64,6 @@ def register_rigid(
     fixed: nib.Nifti1Image,
     moving: nib.Nifti1Image,
     *,
-    slice_thickness: float | None = None,
     start: np.ndarray | None = None,
     scaled: bool = False,
 ) -> Registration:
@@ -74,7 +73,6 @@ def register_rigid(
 
     Args:
         fixed, moving: either may have thick slices, any orientation and any field of view.
-        slice_thickness: of the image with the thicker voxels, in mm, where it is not its voxel size (a gap).
         start: only refine this matrix (up to some 10 mm and 15 degrees off) instead of searching.
         scaled: the heads differ in size, as an infant's and an atlas's do: let the size vary meanwhile, and return the
             rigid part that keeps the moving head's centre where it came to lie.
@@ -85,12 +83,14 @@ def register_rigid(
     swapped = voxel_sizes(moving.affine).max() > voxel_sizes(fixed.affine).max()
     reference, floating = (_prepared(image) for image in ((moving, fixed) if swapped else (fixed, moving)))
     references, floatings = _pyramid(reference), _pyramid(_padded(_at_spacing(floating, 1)))
-    levels = {spacing: _Level(references[spacing], floatings[spacing], spacing, scaled) for spacing in (8, 4, 2)}
+    levels = {spacing: _Level(references[spacing], floatings[spacing], scaled) for spacing in (8, 4, 2, 1)}
     if start is None:
         matrix = _search(levels)
     else:
         matrix = levels[4].align(np.linalg.inv(start) if swapped else np.asarray(start, float))
-    matrix = _refine(references[1], floatings[1], levels[2].align(matrix), slice_thickness, scaled)
+    # The slice profile is left out: it blurs alike to both sides, and seeing the floating volume through it gained
+    # nothing (0.12 mm off either way, with 6 mm slices of a real infant).
+    matrix = levels[1].align(levels[2].align(matrix))
     similarity = levels[2].share_told(matrix)
     overlap = _overlap(reference, fixed if swapped else moving, matrix)
     matrix = np.linalg.inv(matrix) if swapped else matrix
@@ -162,8 +162,9 @@ class _Level:
     volume's.
     """
 
-    def __init__(self, reference: _Volume, floating: _Volume, spacing: float, scaled: bool = False) -> None:
-        self.spacing, self._parameters = spacing, 7 if scaled else 6
+    def __init__(self, reference: _Volume, floating: _Volume, scaled: bool = False) -> None:
+        self._parameters = 7 if scaled else 6
+        self._first_step = float(voxel_sizes(floating.affine).max()) / 2  # mm
         self.center, self.floating_center = _center(reference), _center(floating)
         samples = _samples(reference)
         values = ndimage.map_coordinates(reference.array, samples.T, order=1, mode="nearest")
@@ -198,7 +199,7 @@ class _Level:
 
         start = np.zeros(self._parameters)
         steepness = np.linalg.norm(loss(start)[1])
-        first_step = self.spacing / 2 / max(steepness, 1e-9) * np.eye(self._parameters)
+        first_step = self._first_step / max(steepness, 1e-9) * np.eye(self._parameters)
         options = {"gtol": 1e-3, "maxiter": 50, "hess_inv0": first_step}
         found = optimize.minimize(loss, start, jac=True, method="BFGS", options=options)
         return matrix @ self._motion(found.x)
@@ -294,34 +295,6 @@ def _distinct(matrices: list[np.ndarray], center: np.ndarray) -> list[np.ndarray
         if all(mean_displacement(matrix, other, surface) > 5 for other in kept):
             kept.append(matrix)
     return kept
-
-
-def _refine(
-    reference: _Volume, floating: _Volume, matrix: np.ndarray, slice_thickness: float | None, scaled: bool
-) -> np.ndarray:
-    """The last millimetre: at 1 mm, the floating volume seen through the reference's slice profile."""
-    sizes = voxel_sizes(reference.affine)
-    axis = int(sizes.argmax())
-    if sizes[axis] < _THICK * np.median(sizes):
-        return _Level(reference, floating, 1, scaled).align(matrix)
-    for _ in range(2):
-        seen = _seen_in_slices(reference, floating, matrix, axis, slice_thickness or sizes[axis])
-        matrix = matrix @ _Level(reference, seen, 1, scaled).align(np.eye(4))
-    return matrix
-
-
-def _seen_in_slices(reference: _Volume, floating: _Volume, matrix: np.ndarray, axis: int, thickness: float) -> _Volume:
-    """The floating volume moved upon the reference's axes, 1 mm voxels, averaged over the slice thickness."""
-    sizes = voxel_sizes(reference.affine)
-    margin = np.ceil(thickness + 4)
-    extent = (np.array(reference.array.shape) - 1) * sizes + 2 * margin
-    affine = reference.affine @ nib.affines.from_matvec(np.diag(1 / sizes), -margin / sizes)
-    to_voxels = np.linalg.inv(floating.affine) @ matrix @ affine
-    shape = tuple(np.ceil(extent).astype(int) + 1)
-    array = ndimage.affine_transform(floating.array, to_voxels[:3, :3], to_voxels[:3, 3], output_shape=shape, order=1)
-    reach = math.ceil((thickness - 1) / 2)
-    box = np.clip(thickness / 2 + 0.5 - np.abs(np.arange(-reach, reach + 1)), 0, 1)
-    return _Volume(ndimage.correlate1d(array, box / box.sum(), axis=axis, mode="nearest"), affine)
 
 
 def _rigid_part(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
