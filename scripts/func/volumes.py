@@ -200,6 +200,8 @@ def _cleaned(header: nib.Nifti1Header) -> nib.Nifti1Header:
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
     header["cal_min"] = header["cal_max"] = 0
+    if int(header["xyzt_units"]) % 8 not in (1, 2, 3):  # unknown or damaged, not metres, mm or micrometres
+        header["xyzt_units"] = 2
     header["vox_offset"] = 0
     return header
 
