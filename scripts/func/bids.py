@@ -14,7 +14,7 @@ from func.volumes import Pair, atomic, entities_of, result_path, save_json
 
 BIDS_VERSION = "1.10.0"
 CODE = "https://huggingface.co/almalennartsson/baby-ai"
-IGNORED = ("report.html", "figures/")  # what the report adds is no part of the dataset
+IGNORED = ("report.html", "figures")  # what the report adds is no part of the dataset
 README = """# BABY-AI reconstructions
 
 Isotropic T2w scans of infants (`*_desc-isotropic_T2w.nii.gz`), reconstructed from thick-slice T2w and isotropic T1w

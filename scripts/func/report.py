@@ -38,6 +38,7 @@ _PIXELS = 256
 _ZOOM = 44.0  # mm
 _MARGIN = 4.0  # mm of air around the head
 _RIM = (8.0, 16.0)  # mm below the head's surface, where the middle of a zoom on the cortex lies
+_OFF_MIDLINE = 14.0  # mm from it lies the middle of a coronal zoom, at least
 _BESIDE_MIDLINE = np.array([5.0, 0, 0])  # in the fissure between the hemispheres there is little to see
 _JPEG_QUALITY = 86
 _SVG = "http://www.w3.org/2000/svg"
@@ -162,13 +163,19 @@ def _sampled(image: nib.Nifti1Image, points: np.ndarray, to_image: np.ndarray) -
 
 
 def _cortex(panels: dict, scans: Scans, centre: np.ndarray, width: float) -> tuple[str, np.ndarray]:
-    """Where to zoom in: across the slices, near the rim, where the reconstruction adds most to the interpolation."""
+    """Where to zoom in: across the slices, on the upper convexity, where the reconstruction adds most."""
     plane = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
     (values, white), cubic = panels["reconstruction", plane], panels["cubic", plane][0]
     depth = ndimage.distance_transform_edt(ndimage.binary_fill_holes(values > 0.1 * white)) * width / _PIXELS
     changed = ndimage.uniform_filter(np.abs(values - cubic), max(3, round(_ZOOM / width * _PIXELS)), mode="constant")
     rim = (depth > _RIM[0]) & (depth < _RIM[1])
-    row, column = np.unravel_index(int(np.argmax(changed * rim if rim.any() else changed)), changed.shape)
+    rim[_PIXELS // 2 :] = False
+    if plane == "coronal":
+        beside = round(_OFF_MIDLINE / width * _PIXELS)
+        rim[:, _PIXELS // 2 - beside : _PIXELS // 2 + beside] = False
+    if not (changed * rim).any():
+        return plane, centre
+    row, column = np.unravel_index(int(np.argmax(changed * rim)), changed.shape)
     return plane, _points(plane, centre, width)[row, column]
 
 
@@ -395,7 +402,7 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
         ("Expected error, median", _text(_part(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
     ]
-    times = [(f"{part}", f"{value:.1f} s") for part, value in _part(sidecar, "Seconds").items()]
+    times = [(part, _text(value, "{:.1f} s")) for part, value in _part(sidecar, "Seconds").items()]
     groups = {"Slices": slices, "Input": inputs, "Agreement with the slices": agreement, "Time": times}
     return {name: [(label, str(text)) for label, text in lines if text is not None] for name, lines in groups.items()}
 
