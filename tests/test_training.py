@@ -28,20 +28,8 @@ NETWORKS = {
     "compact": '{"channels": [4, 4], "blocks": [1, 1]}',
     "babyai": '{"channels": [2, 3, 4, 5, 6, 7], "num_res_units": 2}',
 }
-DATA = [
-    "--patch",
-    "16",
-    "--phantoms",
-    "0",
-    "--shapes",
-    "0",
-    "--warm-up",
-    "1",
-    "--learning-rate",
-    "0.01",
-    "--samples-per-subject",
-    "8",
-]
+DATA = ["--patch", "16", "--phantoms", "0", "--shapes", "0", "--samples-per-subject", "8"]
+DATA += ["--warm-up", "1", "--learning-rate", "0.01"]
 TINY = {
     recipe: ["--recipe", recipe, "--network", network, *(DATA if recipe == "compact" else [])]
     for recipe, network in NETWORKS.items()
