@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from func.phantom import Phantom, infant_brain
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
