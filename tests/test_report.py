@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
+from matplotlib.image import imread
 
 from browser import CHROMIUM, Browser
 from func import report
@@ -65,7 +65,7 @@ def folder(tmp_path_factory, scans):
 
 def panels_of(path):
     found = re.findall(r'id="(\w+)-(\w+)"[^>]*href="data:image/jpeg;base64,([^"]+)"', path.read_text())
-    return {(row, column): np.asarray(Image.open(io.BytesIO(base64.b64decode(b)))) for row, column, b in found}
+    return {(row, column): imread(io.BytesIO(base64.b64decode(b)), "jpeg") for row, column, b in found}
 
 
 def test_a_figure_shows_each_scan_in_each_plane(folder):

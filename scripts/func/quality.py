@@ -27,7 +27,8 @@ TRAINED_CONTRAST = {
     "HeadVolume": (150.0, 1700.0),
 }
 LOWEST_SIGNAL_TO_NOISE = 15.0
-LARGEST_EVEN_ODD_SHIFT = 0.4  # mm
+# Thick slices differ from their neighbours by anatomy as well: mm, and share of the distance between slices.
+LARGEST_EVEN_ODD_SHIFT = (0.3, 0.08)
 LARGEST_EVEN_ODD_INTENSITY = 3.0  # percent
 LOWEST_OVERLAP = 0.85
 LARGEST_OBLIQUENESS = 20.0  # degrees
@@ -116,7 +117,8 @@ def _motion_warnings(known: dict) -> list[str]:
     told = []
     if known.get("SignalToNoise", np.inf) < LOWEST_SIGNAL_TO_NOISE:
         told.append(f"The T2w is noisy (signal-to-noise ratio {known['SignalToNoise']:.0f}); fine detail is uncertain.")
-    if known.get("EvenOddShift", 0) > LARGEST_EVEN_ODD_SHIFT:
+    fixed, share = LARGEST_EVEN_ODD_SHIFT
+    if known.get("EvenOddShift", 0) > fixed + share * known.get("SpacingBetweenSlices", 0):
         told.append(
             f"Even and odd slices lie {known['EvenOddShift']:.2g} mm apart: the infant probably moved between the two "
             "halves of an interleaved scan; look for jagged edges across the slices."
@@ -214,7 +216,7 @@ def _noise_and_motion(stack: _Stack) -> dict:
     if stack.thickness is None:
         return found
     full = np.flatnonzero(head.sum(axis=(0, 1)) > _FULL_SLICE * head.sum(axis=(0, 1)).max())
-    if len(full) < 8:
+    if len(full) < 8 or min(head.shape[:2]) < 8:
         return found
     slices = stack.t2[..., full[0] : full[-1] + 1]
     shifts, brightness = slice_jumps(slices, stack.sizes[:2])
@@ -262,9 +264,9 @@ def _likeness(stack: _Stack) -> dict:
     # At the rim both scans fade into the air together, whatever their contrast.
     inner = ndimage.binary_erosion(both, np.ones((5, 5, 1)))
     inner = inner if inner.sum() > 100 else both
-    correlation = np.corrcoef(t1[inner], t2[inner])[0, 1]
+    varied = t1[inner].std() > 0 and t2[inner].std() > 0
     return found | {
-        "Correlation": float(correlation) if np.isfinite(correlation) else None,
+        "Correlation": float(np.corrcoef(t1[inner], t2[inner])[0, 1]) if varied else None,
         "T1wMedian": float(np.median(t1[both])),
         "T2wMedian": float(np.median(t2[both])),
     }
