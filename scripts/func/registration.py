@@ -43,8 +43,9 @@ class Registration:
 
     Attributes:
         matrix: shape (4, 4), world mm (RAS+) of the fixed image -> world mm of the moving image.
-        similarity: mutual information inside the head at about 2 mm, over the entropy of the thicker image: 0 to 1.
-        overlap: share of the head in the thicker image that lies inside the other image's field of view.
+        similarity: mutual information in and around the head, at 2 mm, over the entropy of the image that was sampled
+            (the smaller head, or else the thicker voxels): 0 to 1.
+        overlap: share of the head in the sampled image that lies inside the other image's field of view.
     """
 
     matrix: np.ndarray
@@ -69,7 +70,7 @@ def register_rigid(
 ) -> Registration:
     """Find the rigid motion between two scans of a head, brain-extracted or whole, of the same or another contrast.
 
-    Deterministic. The samples are those of the image with the thicker voxels, which are averages of many thin ones.
+    Deterministic: the samples are drawn with a fixed seed.
 
     Args:
         fixed, moving: either may have thick slices, any orientation and any field of view.
@@ -80,8 +81,10 @@ def register_rigid(
     Raises:
         BabyAIError: an image has hardly any slices, or nothing in it.
     """
-    swapped = voxel_sizes(moving.affine).max() > voxel_sizes(fixed.affine).max()
-    reference, floating = (_prepared(image) for image in ((moving, fixed) if swapped else (fixed, moving)))
+    reference, floating = _prepared(fixed), _prepared(moving)
+    swapped = _is_better_reference(floating, reference)
+    if swapped:
+        reference, floating = floating, reference
     references, floatings = _pyramid(reference), _pyramid(_padded(_at_spacing(floating, 1)))
     levels = {spacing: _Level(references[spacing], floatings[spacing], scaled) for spacing in (8, 4, 2, 1)}
     if start is None:
@@ -92,7 +95,7 @@ def register_rigid(
     # nothing (0.12 mm off either way, with 6 mm slices of a real infant).
     matrix = levels[1].align(levels[2].align(matrix))
     similarity = levels[2].share_told(matrix)
-    overlap = _overlap(reference, fixed if swapped else moving, matrix)
+    overlap = _overlap(reference, floating, matrix)
     matrix = np.linalg.inv(matrix) if swapped else matrix
     if scaled:
         matrix = _rigid_part(matrix, _center(reference if swapped else floating))
@@ -110,6 +113,17 @@ def _prepared(image: nib.Nifti1Image) -> _Volume:
 
 def _foreground(array: np.ndarray) -> np.ndarray:
     return array > 0.1 * np.percentile(array[array > 0], 98)
+
+
+def _is_better_reference(volume: _Volume, other: _Volume) -> bool:
+    """Whether to sample this volume and not the other: the clearly smaller head, a brain among heads, else the thicker.
+
+    What surrounds a brain would say little and mislead; thick voxels are averages of many thin ones, never the reverse.
+    """
+    sizes = [_foreground(v.array).sum() * abs(np.linalg.det(v.affine[:3, :3])) for v in (volume, other)]
+    if min(sizes) < 0.7 * max(sizes):
+        return sizes[0] < sizes[1]
+    return voxel_sizes(volume.affine).max() > voxel_sizes(other.affine).max()
 
 
 def _padded(volume: _Volume, margin: float = 30.0) -> _Volume:
@@ -262,11 +276,11 @@ def _interpolated(array: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np
     return face[0] + x * by_x, gradients
 
 
-def _overlap(reference: _Volume, floating: nib.Nifti1Image, matrix: np.ndarray) -> float:
-    """Share of the reference's head inside the floating image's field of view."""
+def _overlap(reference: _Volume, floating: _Volume, matrix: np.ndarray) -> float:
+    """Share of the reference's head inside the floating volume's field of view."""
     head = apply_affine(reference.affine, np.argwhere(_foreground(reference.array))[::50])
     voxels = apply_affine(np.linalg.inv(floating.affine) @ matrix, head)
-    return float(((voxels > -0.5) & (voxels < np.array(floating.shape) - 0.5)).all(axis=1).mean())
+    return float(((voxels > -0.5) & (voxels < np.array(floating.array.shape) - 0.5)).all(axis=1).mean())
 
 
 def _orientations() -> list[np.ndarray]:
