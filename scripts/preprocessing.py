@@ -1,0 +1,350 @@
+"""Bring raw scans onto the atlas grid: T1w to atlas, T2w to T1w, every image interpolated once.
+
+    python scripts/preprocessing.py --data-dir RAW --output-dir PREPARED
+
+PREPARED is what inference.py takes as --data-dir. Beside each scan lie its transform (ITK), a sidecar that says how it
+was acquired and what became of it, and a picture that shows in two seconds whether the registration is right. And back
+again, from a reconstruction on the atlas grid to where the infant lay in the scanner:
+
+    python scripts/preprocessing.py --inverse RESULTS/*_desc-isotropic_T2w.nii.gz --output-dir PREPARED --space T2w
+
+Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from func.errors import BabyAIError
+from func.hub import ATLAS_FILE, fetch
+from func.registration import (
+    LEAST_SIMILARITY,
+    Registration,
+    check_same_head,
+    load_itk_transform,
+    register_rigid,
+    resample,
+    save_itk_transform,
+)
+from func.running import Tally, in_processes, processors, run_to_the_end
+from func.volumes import (
+    RESULT_ENTITY,
+    Pair,
+    atomic,
+    check_atlas_grid,
+    find_pairs,
+    image_of,
+    read_sidecar,
+    read_volume,
+    save_result,
+    sidecar_path,
+    stem_of,
+)
+
+# Edit these, or override them on the command line.
+REPO_ROOT = Path(__file__).resolve().parents[1]
+DATA_DIR = REPO_ROOT / "data"  # holds raw sub-*_T1w.nii.gz and sub-*_T2w.nii.gz, in subfolders or not
+OUTPUT_DIR = REPO_ROOT / "results" / "prepared"
+ATLAS = None  # a file; None for the published atlas, from the Hugging Face Hub
+SPACE = "T1w"  # where --inverse leads: the T1w's own grid, or 1 mm voxels along the T2w's own axes
+MIN_SIMILARITY = LEAST_SIMILARITY  # of T1w and T2w, 0 to 1; with less, a T2w counts as misplaced or another infant's
+WORKERS = processors()
+OVERWRITE = False
+
+
+@dataclass(frozen=True)
+class Infant:
+    """A T1w and the T2w scans of the same infant that share it."""
+
+    t1: Path
+    t2s: tuple[Path, ...]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prepare, or take back, what the arguments ask for; returns the exit code."""
+    arguments = parse_arguments(argv)
+    if arguments.inverse:
+        return run_to_the_end("preprocessing.py", partial(take_back_all, arguments), Tally("taken back"))
+    return run_to_the_end("preprocessing.py", partial(prepare_folder, arguments), Tally("prepared"))
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
+    description, _, epilog = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with raw scans (default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=Path, default=OUTPUT_DIR, help="folder of the prepared scans (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--atlas", type=Path, default=ATLAS, help="182 x 218 x 182 voxels of 1 mm (default: from the Hugging Face Hub)"
+    )
+    parser.add_argument(
+        "--min-similarity",
+        type=float,
+        default=MIN_SIMILARITY,
+        help="least similarity of T1w and T2w, 0 to 1, with which a T2w is written (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=OVERWRITE,
+        help="replace results that are already there (default: keep them)",
+    )
+    back = parser.add_argument_group("back to the scan's own space")
+    back.add_argument(
+        "--inverse",
+        type=Path,
+        nargs="+",
+        metavar="RESULT",
+        help="reconstructions of scans that were prepared in --output-dir; each gets a copy beside it, with "
+        "space-T1w or space-T2w in its name",
+    )
+    back.add_argument(
+        "--space",
+        choices=("T1w", "T2w"),
+        default=SPACE,
+        help="the T1w's own grid, or 1 mm voxels along the T2w's own axes (default: %(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+def prepare_folder(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Prepare every pair of a folder; a scan that fails is told and costs no other its result.
+
+    Raises:
+        BabyAIError: nothing could be started at all.
+    """
+    if arguments.output_dir.resolve().is_relative_to(arguments.data_dir.resolve()):
+        raise BabyAIError(f"--output-dir {arguments.output_dir} lies in --data-dir; choose a folder outside it.")
+    pairs, errors = find_pairs(arguments.data_dir)
+    atlas = arguments.atlas or fetch(ATLAS_FILE)
+    check_atlas_grid(read_volume(atlas))
+    for error in errors:
+        tally.fail("", error)
+    with tqdm(total=len(pairs), desc="Scans", unit="scan", disable=None) as bar:
+        work = partial(prepare, atlas_path=atlas, arguments=arguments)
+        for infant, outcome in in_processes(work, infants_of(pairs), arguments.workers):
+            if isinstance(outcome, BaseException):
+                outcome = dict.fromkeys(infant.t2s, outcome)
+            for t2, result in outcome.items():
+                if isinstance(result, BaseException):
+                    tally.fail(t2.name, result)
+                elif result is None:
+                    tally.kept += 1
+                else:
+                    tally.done += 1
+                    tqdm.write(f"{t2.name} -> {result}")
+            bar.update(len(infant.t2s))
+
+
+def infants_of(pairs: list[Pair]) -> list[Infant]:
+    """The pairs, put together by the T1w that they share."""
+    shared: dict[Path, list[Path]] = {}
+    for pair in pairs:
+        shared.setdefault(pair.t1, []).append(pair.t2)
+    return [Infant(t1, tuple(t2s)) for t1, t2s in shared.items()]
+
+
+def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> dict[Path, Path | BabyAIError | None]:
+    """Prepare one infant's scans.
+
+    Returns:
+        For each T2w the result's path, None where it was there already, or what went wrong.
+
+    Raises:
+        BabyAIError: the T1w could not be prepared.
+    """
+    targets = {scan: target_of(scan, arguments) for scan in (infant.t1, *infant.t2s)}
+    if not arguments.overwrite and all(target.exists() for target in targets.values()):
+        return dict.fromkeys(infant.t2s)
+    atlas, t1 = read_volume(atlas_path), read_volume(infant.t1)
+    atlas_to_t1 = prepare_t1(t1, targets[infant.t1], atlas, arguments)
+    outcome: dict[Path, Path | BabyAIError | None] = {}
+    for t2 in infant.t2s:
+        target = targets[t2]
+        try:
+            if arguments.overwrite or not target.exists():
+                prepare_t2(t2, target, t1, targets[infant.t1], atlas_to_t1, atlas, arguments)
+                outcome[t2] = target
+            else:
+                outcome[t2] = None
+        except BabyAIError as error:
+            outcome[t2] = error
+    return outcome
+
+
+def target_of(scan: Path, arguments: argparse.Namespace) -> Path:
+    """Where the prepared scan goes: the same name below the output folder, as .nii.gz."""
+    return arguments.output_dir / scan.parent.relative_to(arguments.data_dir) / f"{stem_of(scan)}.nii.gz"
+
+
+def prepare_t1(t1: nib.Nifti1Image, target: Path, atlas: nib.Nifti1Image, arguments: argparse.Namespace) -> np.ndarray:
+    """Lay a T1w upon the atlas, or find how it was laid there before.
+
+    Returns:
+        Shape (4, 4), world mm (RAS+) of the atlas -> world mm of the T1w.
+    """
+    if target.exists() and not arguments.overwrite:
+        return load_itk_transform(transform_path(target, "atlas"))
+    # The heads of infant and atlas differ in size; only place and direction are taken over.
+    registration = register_rigid(atlas, t1, scaled=True)
+    array = resample(t1, atlas.shape, atlas.affine, registration.matrix)
+    image = image_of(array, atlas.affine, atlas)
+    save_picture(target, image, atlas)
+    save_itk_transform(transform_path(target, "atlas"), registration.matrix)
+    save_result(target, image, described(t1, target, atlas, registration.matrix, registration, arguments))
+    return registration.matrix
+
+
+def prepare_t2(
+    path: Path,
+    target: Path,
+    t1: nib.Nifti1Image,
+    t1_target: Path,
+    atlas_to_t1: np.ndarray,
+    atlas: nib.Nifti1Image,
+    arguments: argparse.Namespace,
+) -> None:
+    """Lay a T2w upon its T1w and interpolate it, once, on the atlas grid.
+
+    Raises:
+        BabyAIError: the T2w is unreadable, its sidecar contradicts its header, or it does not fit the T1w.
+    """
+    from func.reconstruction import stack_geometry
+
+    t2, sidecar = read_volume(path), read_sidecar(path)
+    axis, thickness, spacing = stack_geometry(t2, sidecar)
+    registration = register_rigid(t1, t2)
+    matrix = registration.matrix @ atlas_to_t1
+    image = image_of(resample(t2, atlas.shape, atlas.affine, matrix), atlas.affine, atlas)
+    picture = save_picture(target, image, read_volume(t1_target))
+    try:
+        check_same_head(registration, t1, t2, arguments.min_similarity)
+    except BabyAIError as error:
+        raise BabyAIError(f"{error} If {picture} shows them well aligned, lower --min-similarity.") from None
+    save_itk_transform(transform_path(target, "T1w"), registration.matrix)
+    save_itk_transform(transform_path(target, "atlas"), matrix)
+    sidecar = described(t2, target, atlas, matrix, registration, arguments)
+    sidecar["AsAcquired"] |= {
+        "SliceThickness": thickness,
+        "SpacingBetweenSlices": spacing,
+        "SliceEncodingDirection": "ijk"[axis],
+    }
+    sidecar["Registration"]["T1wToScan"] = registration.matrix.tolist()
+    sidecar["T1w"] = t1_target.relative_to(arguments.output_dir).as_posix()
+    save_result(target, image, sidecar)
+
+
+def described(
+    scan: nib.Nifti1Image,
+    target: Path,
+    atlas: nib.Nifti1Image,
+    matrix: np.ndarray,
+    registration: Registration,
+    arguments: argparse.Namespace,
+) -> dict:
+    """The sidecar of a prepared scan: how it was acquired, and by which motion it came to lie on the atlas grid."""
+    return {
+        "Description": "Scan on the atlas grid, interpolated once with cubic splines by BABY-AI",
+        "Sources": [Path(scan.get_filename()).relative_to(arguments.data_dir).as_posix()],
+        "SpatialReference": Path(atlas.get_filename()).name,
+        "Registration": {
+            "AtlasToScan": matrix.tolist(),
+            "Transform": transform_path(target, "atlas").name,
+            "Similarity": round(registration.similarity, 4),
+            "Overlap": round(registration.overlap, 4),
+        },
+        "AsAcquired": {"Shape": list(scan.shape), "Affine": scan.affine.tolist()},
+    }
+
+
+def transform_path(target: Path, space: str) -> Path:
+    """``sub-01_T2w.nii.gz`` -> ``sub-01_from-T2w_to-atlas_mode-image_xfm.tfm``."""
+    entities, suffix = stem_of(target).rsplit("_", 1)
+    return target.with_name(f"{entities}_from-{suffix}_to-{space}_mode-image_xfm.tfm")
+
+
+def save_picture(target: Path, image: nib.Nifti1Image, other: nib.Nifti1Image) -> Path:
+    """Draw the edges of another image over a prepared scan, in three planes; returns the picture's path."""
+    from func.figures import edges
+
+    entities, suffix = stem_of(target).rsplit("_", 1)
+    path = target.with_name(f"{entities}_desc-registration_{suffix}.png")
+    with atomic(path) as temporary:
+        edges(image, other).savefig(temporary, format="png", dpi=150)
+    return path
+
+
+def take_back_all(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Take every reconstruction back to its scan's space; one that fails is told and costs no other its result."""
+    for path in arguments.inverse:
+        try:
+            target = path.with_name(
+                path.name.replace(f"_{RESULT_ENTITY}_", f"_space-{arguments.space}_{RESULT_ENTITY}_")
+            )
+            if target == path:
+                raise BabyAIError(f"{path} is no reconstruction: {RESULT_ENTITY} is missing in its name.")
+            if target.exists() and not arguments.overwrite:
+                tally.kept += 1
+                continue
+            take_back(path, target, arguments.output_dir, arguments.space)
+            tally.done += 1
+            tqdm.write(f"{path.name} -> {target}")
+        except Exception as error:
+            tally.fail(path.name, error)
+
+
+def take_back(path: Path, target: Path, prepared_dir: Path, space: str) -> None:
+    """Write a reconstruction on the grid of the T1w (``space`` T1w), or at 1 mm along the axes of the T2w (T2w).
+
+    Raises:
+        BabyAIError: the scan's sidecar is not found, or the result cannot be read or written.
+    """
+    result = read_volume(path)
+    sidecar = sidecar_of_prepared(path, prepared_dir)
+    if space == "T1w":
+        sidecar = read_sidecar(prepared_dir / sidecar["T1w"])
+    shape, affine = sidecar["AsAcquired"]["Shape"], np.array(sidecar["AsAcquired"]["Affine"])
+    if space == "T2w":
+        fine = np.maximum(1, np.round(nib.affines.voxel_sizes(affine) * shape)).astype(int)
+        affine, shape = nib.affines.rescale_affine(affine, shape, 1.0, fine), fine
+    atlas_to_scan = np.array(sidecar["Registration"]["AtlasToScan"])
+    array = resample(result, tuple(shape), affine, np.linalg.inv(atlas_to_scan))
+    description = {
+        "Description": f"Reconstruction in the space of the {space} as it was scanned",
+        "Sources": [path.name],
+        "SpatialReference": sidecar["Sources"][0],
+    }
+    save_result(target, image_of(array, affine, result), read_sidecar(path) | description)
+
+
+def sidecar_of_prepared(result: Path, prepared_dir: Path) -> dict:
+    """The sidecar of the prepared T2w that a reconstruction was made from, found by its name.
+
+    Raises:
+        BabyAIError: there is none, or more than one.
+    """
+    name = sidecar_path(result).name.replace(f"_{RESULT_ENTITY}", "")
+    found = [path for path in sorted(prepared_dir.rglob(name)) if "AsAcquired" in read_sidecar(path)]
+    if len(found) != 1:
+        raise BabyAIError(
+            f"{result} was made from {name}, of which there are {len(found)} below {prepared_dir}; give the folder "
+            "that preprocessing.py wrote as --output-dir."
+        )
+    return read_sidecar(found[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
