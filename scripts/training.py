@@ -83,7 +83,7 @@ CHECKPOINT_EVERY = 250  # steps
 VALIDATION_SCANS = (("axial", 2.0), ("sagittal", 4.0), ("coronal", 5.0))  # direction and thickness in mm
 VALIDATION_SUBJECTS = 3  # whose whole volumes are reconstructed at each validation
 
-# What decides the outcome of a run. The learning rate rises over the warm-up, then falls to `floor` times its peak.
+# What decides the outcome of a run; MEANINGS tells what is what.
 SHARED = {
     "recipe": RECIPE,
     "network": {},  # changes to the recipe's network
@@ -96,18 +96,18 @@ SHARED = {
 SETTINGS = {
     "compact": {
         "seed": 0,
-        "batch_size": 4,  # over all processes
+        "batch_size": 4,
         "epochs": 40,
         "learning_rate": 1e-3,
-        "warm_up": 80,  # steps
+        "warm_up": 80,
         "floor": 0.1,
-        "clip": 1.0,  # largest norm of the gradient
-        "averaging": 0.999,  # decay of the running mean of the weights
+        "clip": 1.0,
+        "averaging": 0.999,
         "patch": 56,
-        "samples_per_subject": 200,  # in an epoch
+        "samples_per_subject": 200,
         "phantoms": 4,
         "shapes": 4,
-        "invented_share": 0.2,  # of the samples: from --extra-t1, phantoms and shapes, in equal parts
+        "invented_share": 0.2,
     },
     "babyai": {
         "seed": 0,
@@ -122,6 +122,21 @@ SETTINGS = {
 }
 VALIDATION_SAMPLES = 32  # of the compact recipe
 
+MEANINGS = {
+    "seed": "picks the split, the fresh weights and the samples",
+    "batch_size": "samples a step, over all processes",
+    "epochs": "how often the data are gone through",
+    "learning_rate": "the peak",
+    "warm_up": "steps until the learning rate is at its peak",
+    "floor": "what the learning rate falls to, over its peak",
+    "clip": "largest norm of the gradient",
+    "averaging": "decay of the running mean of the weights; 0: none",
+    "patch": "voxels along a side of a sample, a multiple of 8",
+    "samples_per_subject": "in an epoch",
+    "phantoms": "digital infants to learn from as well",
+    "shapes": "volumes of random shapes to learn from as well",
+    "invented_share": "of the samples, from --extra-t1, phantoms and shapes in equal parts",
+}
 METRICS = ("loss", "psnr", "ssim", "cubic_psnr", "cubic_ssim")
 
 
@@ -196,6 +211,7 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
         )
         stopping = processes.any(stop.signal)
         if progress.step > first and (stopping or validating or progress.step % arguments.checkpoint_every == 0):
+            # Before validation, which takes its time, so that being killed in it costs nothing.
             recent.check(progress.step)
             if processes.rank == 0:
                 save_checkpoint(run.folder, progress.step, state(run, progress, network, mean, optimizers))
@@ -641,11 +657,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help='how often subjects are drawn, as {"B06": 6} (default: 1)',
     )
     add("--extra-t1", nargs="+", metavar="FILE", help="whole heads of which there is a T1w only, for pseudo-pairs")
-    for name, default in (SETTINGS["babyai"] | SETTINGS["compact"]).items():
-        values = [settings[name] for settings in SETTINGS.values() if name in settings]
-        shown = " or ".join(dict.fromkeys(f"{value:g}" for value in values))
-        add(option(name), type=type(default), metavar="N", help=f"default: {shown}")
+    for name, meaning in MEANINGS.items():
+        defaults = {recipe: settings[name] for recipe, settings in SETTINGS.items() if name in settings}
+        shown = ", ".join(f"{recipe} {value:g}" for recipe, value in defaults.items())
+        kind = type(next(iter(defaults.values())))
+        add(option(name), type=kind, metavar="N", help=f"{meaning} (default: {shown})")
     arguments = parser.parse_args(argv)
+    recipe = arguments.recipe or RECIPE
+    for name in MEANINGS:
+        if getattr(arguments, name) is not None and name not in SETTINGS[recipe]:
+            parser.error(f"{option(name)} is not for the recipe {recipe}")
     if arguments.workers is None:
         spare = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) - 1
         arguments.workers = max(1, min(8, spare))

@@ -297,6 +297,12 @@ def test_a_wrong_call_is_told_in_a_sentence(train, tmp_path, shapes_data):
         assert words in printed and len(printed.strip().splitlines()) == 1
 
 
+def test_an_option_of_the_other_recipe_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        training.parse_arguments(["--recipe", "babyai", "--patch", "48"])
+    assert stopped.value.code == 2 and "--patch is not for the recipe babyai" in capsys.readouterr().err
+
+
 def test_a_split_can_be_used_again_without_held_out_subjects(train, tmp_path):
     split = tmp_path / "all.csv"
     split.write_text("subject,part\n" + "".join(f"sub-{number},train\n" for number in range(4)))

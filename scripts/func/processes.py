@@ -119,7 +119,7 @@ class Stop:
     def ask(self, number: int, _) -> None:
         """Handle a signal; a second Ctrl-C does not wait."""
         if not self.gently or (number == signal.SIGINT and self.signal):
-            raise Stopped(number, "before the next checkpoint.")
+            raise Stopped(number, "at once; --resume goes on from the last checkpoint.")
         self.signal = self.signal or number
 
 
