@@ -45,7 +45,6 @@ from func.volumes import (
     read_sidecar,
     read_volume,
     save_result,
-    sidecar_path,
     stem_of,
 )
 
@@ -157,7 +156,7 @@ def infants_of(pairs: list[Pair]) -> list[Infant]:
     return [Infant(t1, tuple(t2s)) for t1, t2s in shared.items()]
 
 
-def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> dict[Path, Path | BabyAIError | None]:
+def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> dict[Path, Path | Exception | None]:
     """Prepare one infant's scans.
 
     Returns:
@@ -171,7 +170,7 @@ def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> 
         return dict.fromkeys(infant.t2s)
     atlas, t1 = read_volume(atlas_path), read_volume(infant.t1)
     atlas_to_t1 = prepare_t1(t1, targets[infant.t1], atlas, arguments)
-    outcome: dict[Path, Path | BabyAIError | None] = {}
+    outcome: dict[Path, Path | Exception | None] = {}
     for t2 in infant.t2s:
         target = targets[t2]
         try:
@@ -180,7 +179,7 @@ def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> 
                 outcome[t2] = target
             else:
                 outcome[t2] = None
-        except BabyAIError as error:
+        except Exception as error:
             outcome[t2] = error
     return outcome
 
@@ -336,7 +335,7 @@ def sidecar_of_prepared(result: Path, prepared_dir: Path) -> dict:
     Raises:
         BabyAIError: there is none, or more than one.
     """
-    name = sidecar_path(result).name.replace(f"_{RESULT_ENTITY}", "")
+    name = stem_of(result).replace(f"_{RESULT_ENTITY}", "") + ".nii.gz"
     found = [path for path in sorted(prepared_dir.rglob(name)) if "AsAcquired" in read_sidecar(path)]
     if len(found) != 1:
         raise BabyAIError(

@@ -30,6 +30,8 @@ _HEAD_RADIUS = 50.0
 _THICK = 1.5
 # Samples beyond which a level's similarity gains nothing in precision.
 _MOST_SAMPLES = 40_000
+# What a T2w tells of its own T1w and of another's was 0.30 to 0.39 and 0.10 to 0.24, in 11 and 7 pairs of real scans.
+LEAST_SIMILARITY = 0.25
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A count blurs over the neighbouring bins (Parzen), so that few samples make a smooth histogram.
 _WINDOW = np.exp(-(np.subtract.outer(np.arange(_BINS), np.arange(_BINS)) ** 2) / (2 * 0.7**2))
@@ -311,6 +313,26 @@ def _distinct(matrices: list[np.ndarray], center: np.ndarray) -> list[np.ndarray
     return kept
 
 
+def check_same_head(
+    registration: Registration, t1: nib.Nifti1Image, t2: nib.Nifti1Image, least: float = LEAST_SIMILARITY
+) -> None:
+    """Refuse a registration that failed, or of two scans that are not of one infant.
+
+    Raises:
+        BabyAIError: the similarity is less than ``least``, or less than half of the head is in both scans.
+    """
+    if registration.overlap < 0.5:
+        raise BabyAIError(
+            f"Only {registration.overlap:.0%} of the head is in both {name_of(t2)} and {name_of(t1)}; check that both "
+            "show the whole brain."
+        )
+    if registration.similarity < least:
+        raise BabyAIError(
+            f"{name_of(t2)} does not look like {name_of(t1)} (similarity {registration.similarity:.2f}, expected "
+            f"{least:.2f} or more); check that both are of the same infant."
+        )
+
+
 def _rigid_part(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
     """The motion without its change of size, the point that comes to lie at ``center`` staying where it is."""
     u, _, vt = np.linalg.svd(matrix[:3, :3])
@@ -333,7 +355,8 @@ def resample(
     """Interpolate an image, once, on another grid, under a motion.
 
     The spline has mirror boundaries; half a voxel around the outermost voxel centres still belongs to the image and
-    takes their values, beyond that there is 0. Where the image has no negative values, the result has none either.
+    takes their values, beyond that there is 0. Where the image has no negative values, the result has none either, and
+    air that is exactly 0, as around an extracted brain, stays so: the spline's faint ringing there is no signal.
 
     Args:
         image: any grid.
@@ -346,19 +369,19 @@ def resample(
     """
     array = np.asarray(image.dataobj, dtype=np.float32)
     coefficients = ndimage.spline_filter(array, order, output=np.float32, mode="mirror") if order > 1 else array
-    last = np.array(array.shape)[:, None, None] - 1
+    signal = array if array.min() >= 0 else None
+    last = np.array(array.shape)[:, None] - 1
     to_voxels = np.linalg.inv(image.affine) @ (np.eye(4) if matrix is None else matrix) @ affine
-    result = np.empty(shape, np.float32)
-    plane = np.moveaxis(np.indices((1, *shape[1:]), dtype=float)[:, 0], 0, -1)
-    for index in range(shape[0]):
-        voxels = np.moveaxis(apply_affine(to_voxels, plane + np.array([index, 0, 0])), -1, 0)
+    result = np.zeros(shape, np.float32)
+    plane = np.indices(shape[1:], dtype=float).reshape(2, -1)
+    for index, values in enumerate(result.reshape(shape[0], -1)):
+        voxels = to_voxels[:3, 1:3] @ plane + (to_voxels[:3, 3] + index * to_voxels[:3, 0])[:, None]
         inside = ((voxels >= -0.5 - 1e-4) & (voxels <= last + 0.5 + 1e-4)).all(axis=0)
-        result[index] = 0
-        if inside.any():
-            result[index][inside] = ndimage.map_coordinates(
-                coefficients, np.clip(voxels, 0, last)[:, inside], order=order, mode="mirror", prefilter=False
-            )
-    return np.maximum(result, 0, out=result) if array.min() >= 0 else result
+        voxels = np.clip(voxels[:, inside], 0, last)
+        values[inside] = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
+        if signal is not None:
+            values[inside] *= ndimage.map_coordinates(signal, voxels, order=1, mode="mirror") > 0
+    return result if signal is None else np.maximum(result, 0, out=result)
 
 
 def save_itk_transform(path: str | Path, matrix: np.ndarray) -> None:
