@@ -400,7 +400,7 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Noise of the slices", _text(_percent(checks.get("NoiseOfSlices")), "{:.2f} %")),
         ("Damping", _text(checks.get("Damping"), "{:.3g}")),
         ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
-        ("Expected error, median", _text(_part(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
+        ("90 % interval, median ±", _text(_part(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
     ]
     times = [(part, _text(value, "{:.1f} s")) for part, value in _part(sidecar, "Seconds").items()]
     groups = {"Slices": slices, "Input": inputs, "Agreement with the slices": agreement, "Time": times}

@@ -27,6 +27,7 @@ from func.errors import BabyAIError
 
 ATLAS_SHAPE = (182, 218, 182)
 RESULT_ENTITY = "desc-isotropic"
+_OWN_RESULTS = ("isotropic", "uncertainty")  # values of desc that are no inputs
 
 # A 512 x 512 x 1024 volume: larger than any head scan, small enough to be read without harm.
 _MAX_VOXELS = 2**28
@@ -366,7 +367,7 @@ def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]:
     """
     data_dir = Path(data_dir)
     scans = [(path, entities_of(path)) for path in find_scans(data_dir)]
-    scans = [(path, entities) for path, entities in scans if entities.get("desc") != "isotropic"]
+    scans = [(path, entities) for path, entities in scans if entities.get("desc") not in _OWN_RESULTS]
     if not scans:
         raise BabyAIError(
             f"No scans were found below {data_dir}; it needs pairs named like sub-01_T1w.nii.gz and sub-01_T2w.nii.gz."
