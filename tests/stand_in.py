@@ -97,6 +97,8 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # A shell that runs the tests in the background has Ctrl-C ignored in all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     where, name, *arguments = sys.argv[1:]
     stop_at(where, name, arguments)
     inference.find_weights = Path
