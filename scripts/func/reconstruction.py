@@ -41,7 +41,9 @@ Progress = Callable[[int, int], object]
 _WINDOW = 192
 _OVERLAP = 48
 _MARGIN = 6  # voxels of air kept around the head
-# Half-width of the 90 % interval from the spread of flipped runs, as calibrated on the held-out infants.
+# Half-width of the 90 % interval from the spread of mirrored runs (constant and slope), calibrated on three held-out
+# infants (3 and 4 mm, box). Fitted without the one in question it held 88 to 92 % of the errors, and correlated 0.46 to
+# 0.51 with their size.
 _INTERVAL = (0.012, 13.4)
 
 
