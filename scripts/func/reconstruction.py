@@ -145,9 +145,9 @@ def reconstruct_raw(
         space: ``1mm`` for the T1w's frame at 1 mm, ``t1`` for the T1w's own grid.
 
     Raises:
-        BabyAIError: the sidecar contradicts the header, or the two scans cannot be registered.
+        BabyAIError: the sidecar contradicts the header, or the two scans do not show one head.
     """
-    from func.registration import register_rigid, resample
+    from func.registration import check_same_head, register_rigid, resample
 
     if weights.recipe == "babyai":
         raise BabyAIError(
@@ -158,6 +158,7 @@ def reconstruct_raw(
     axis, thickness, spacing = stack_geometry(t2, sidecar)
     started = time.perf_counter()
     registration = register_rigid(t1, t2)
+    check_same_head(registration, t1, t2)
     registered = time.perf_counter()
 
     shape, affine, geometry = _working_grid(t2, axis, thickness, spacing, str(sidecar.get("SliceProfile", "box")))
