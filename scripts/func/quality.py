@@ -19,7 +19,7 @@ from func.reconstruction import noise_of
 # The bundled weights were trained on slices like these, in mm.
 TRAINED_THICKNESS = (2.0, 6.0)
 TRAINED_GAP = 0.25  # of the thickness
-# Lowest and highest on the 18 training pairs, each at 2, 4 and 6 mm in three directions, widened by half their span.
+# Wide ranges set by hand around what a few of the training pairs showed; not fitted to all of them.
 TRAINED_CONTRAST = {
     "Correlation": (-1.0, 0.75),
     "T1wMedian": (0.3, 0.95),
