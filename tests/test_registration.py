@@ -12,6 +12,8 @@ from scipy.spatial.transform import Rotation
 from func.errors import BabyAIError
 from func.phantom import LABELS, infant_brain
 from func.registration import (
+    Registration,
+    check_same_head,
     load_itk_transform,
     mean_displacement,
     register_rigid,
@@ -125,6 +127,16 @@ def test_the_t2w_of_another_infant_resembles_less(newborn):
     assert others < 0.9 * own
 
 
+def test_a_failed_registration_is_told(newborn):
+    for registration, sentence in (
+        (Registration(np.eye(4), similarity=0.2, overlap=1.0), "does not look like"),
+        (Registration(np.eye(4), similarity=0.4, overlap=0.3), "Only 30% of the head"),
+    ):
+        with pytest.raises(BabyAIError, match=sentence):
+            check_same_head(registration, newborn.t1, newborn.stack)
+    check_same_head(Registration(np.eye(4), similarity=0.2, overlap=1.0), newborn.t1, newborn.stack, least=0.1)
+
+
 def test_too_few_slices_are_refused(newborn):
     image = nib.Nifti1Image(np.asarray(newborn.t1.dataobj)[:, :, 40:42], newborn.t1.affine)
     with pytest.raises(BabyAIError, match="too little"):
@@ -200,6 +212,13 @@ def test_half_a_slice_beyond_the_outermost_centre_belongs_to_the_scan():
     inside = (np.arange(32) - 4 >= -2) & (np.arange(32) - 4 <= 22)
     np.testing.assert_allclose(column[inside], 7.0, rtol=1e-5)
     assert not column[~inside].any()
+
+
+def test_air_that_is_zero_stays_zero():
+    array = np.zeros((20, 20, 20), np.float32)
+    array[8:12, 8:12, 8:12] = 100
+    result = resample(nib.Nifti1Image(array, np.eye(4)), (20, 20, 20), from_matvec(np.eye(3), (0.4, 0.4, 0.4)))
+    assert not result[:6].any() and not result[13:].any() and result[9, 9, 9] > 50
 
 
 def test_negative_values_are_kept_where_the_scan_has_them():

@@ -369,7 +369,7 @@ def resample(
     """
     array = np.asarray(image.dataobj, dtype=np.float32)
     coefficients = ndimage.spline_filter(array, order, output=np.float32, mode="mirror") if order > 1 else array
-    signal = array if array.min() >= 0 else None
+    signal = array if order > 1 and array.min() >= 0 else None
     last = np.array(array.shape)[:, None] - 1
     to_voxels = np.linalg.inv(image.affine) @ (np.eye(4) if matrix is None else matrix) @ affine
     result = np.zeros(shape, np.float32)
