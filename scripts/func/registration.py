@@ -2,7 +2,9 @@
 
 The similarity is mutual information (Parzen windows, as in Mattes et al., IEEE TMI 2003) and its exact derivative,
 climbed by BFGS at 8, 4, 2 and 1 mm. Headers are not trusted: besides the header's own position, the centres of both
-heads are laid upon each other in every orientation, coarsely, and only what aligns best is refined.
+heads are laid upon each other in every orientation, coarsely, and only what aligns best is refined. On three real
+infants that took 2 to 5 s on one core and was as exact as ANTsPy (13 to 46 s) and greedy (9 to 26 s), which both leave
+a head that its header turns upside down as it is.
 
 Matrices are 4 x 4 and map world mm (RAS+, as nibabel's affines) of the fixed image to world mm of the moving image:
 the direction in which an image is resampled, and ITK's. Files hold them in ITK's format, in ITK's LPS+ frame.
