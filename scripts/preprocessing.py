@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from func.acquisition import stack_geometry
 from func.errors import BabyAIError
 from func.hub import ATLAS_FILE, fetch
 from func.registration import (
@@ -221,8 +222,6 @@ def prepare_t2(
     Raises:
         BabyAIError: the T2w is unreadable, its sidecar contradicts its header, or it does not fit the T1w.
     """
-    from func.reconstruction import stack_geometry
-
     t2, sidecar = read_volume(path), read_sidecar(path)
     axis, thickness, spacing = stack_geometry(t2, sidecar)
     registration = register_rigid(t1, t2)

@@ -290,14 +290,9 @@ def thick_slices(image: nib.Nifti1Image, slices: Slices) -> tuple[nib.Nifti1Imag
     if not slices.native:
         return image_of(upsample(stack, geometry, array.shape[geometry.axis]), image.affine, image), entries
 
-    first = np.zeros(3)
-    first[geometry.axis] = geometry.first_center
-    affine = image.affine.copy()
-    affine[:3, 3] = nib.affines.apply_affine(image.affine, first)
-    affine[:3, geometry.axis] *= geometry.spacing
     # The first slice is the stack's own first plane.
     del entries["FirstSliceCenter"]
-    return image_of(stack, affine, image), {"MRAcquisitionType": "2D", **entries}
+    return image_of(stack, geometry.affine_in(image.affine), image), {"MRAcquisitionType": "2D", **entries}
 
 
 if __name__ == "__main__":

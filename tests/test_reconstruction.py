@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from func import reconstruction
-from func.acquisition import SliceGeometry, acquire, upsample
+from func.acquisition import SliceGeometry, acquire, stack_geometry, upsample
 from func.errors import BabyAIError
 from func.guidance import CHANNELS, network_inputs
 from func.network import build_network
@@ -19,7 +19,6 @@ from func.reconstruction import (
     noise_of,
     reconstruct,
     reconstruct_raw,
-    stack_geometry,
     t1_frame,
 )
 

@@ -18,9 +18,10 @@ from scipy import ndimage, optimize, special
 from scipy.interpolate import BSpline
 
 from func.errors import BabyAIError
+from func.volumes import name_of
 
 PROFILES = ("box", "gaussian", "point")
-_FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,7 @@ class SliceGeometry:
         keys = ("SliceThickness", "SpacingBetweenSlices", "SliceEncodingDirection", "FirstSliceCenter")
         if any(key not in sidecar for key in keys):
             return None
-        direction = str(sidecar["SliceEncodingDirection"])
-        if direction.rstrip("-") not in ("i", "j", "k"):
-            raise BabyAIError(f"SliceEncodingDirection is '{direction}' in the sidecar; it must be i, j or k.")
-        axis = "ijk".index(direction[0])
+        axis = _slice_axis(sidecar["SliceEncodingDirection"], image)
         try:
             thickness, spacing, first = (float(sidecar[key]) for key in (keys[0], keys[1], keys[3]))
         except (TypeError, ValueError):
@@ -116,10 +114,49 @@ class SliceGeometry:
         """Voxel indices of the slice centres, shape (count,)."""
         return self.first_center + self.spacing * np.arange(self.count)
 
+    def affine_in(self, affine: np.ndarray) -> np.ndarray:
+        """The affine of the stack of slices itself, from that of the grid that this geometry speaks of."""
+        steps, origin = np.ones(3), np.zeros(3)
+        steps[self.axis], origin[self.axis] = self.spacing, self.first_center
+        return affine @ nib.affines.from_matvec(np.diag(steps), origin)
+
     def on_axis(self, axis: int, length: int | None = None) -> SliceGeometry:
         """The same stack on another array axis; with ``length``, seen from that axis's far end (reversed)."""
         first = self.first_center if length is None else length - 1 - self.centers[-1]
         return replace(self, axis=axis, first_center=float(first))
+
+
+def slices_last(axis: int) -> list[int]:
+    """The order of array axes that puts ``axis`` last and keeps the other two: for ``np.transpose``."""
+    return [other for other in range(3) if other != axis] + [axis]
+
+
+def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, float]:
+    """Slice axis, thickness (mm) and spacing (mm) of a raw stack, from its sidecar and header.
+
+    Raises:
+        BabyAIError: the sidecar contradicts the header, or is no number.
+    """
+    sizes = nib.affines.voxel_sizes(t2.affine)
+    axis = _slice_axis(sidecar.get("SliceEncodingDirection", "ijk"[int(np.argmax(sizes))]), t2)
+    try:
+        spacing = float(sidecar.get("SpacingBetweenSlices", sizes[axis]))
+        thickness = float(sidecar.get("SliceThickness", spacing))
+    except (TypeError, ValueError):
+        raise BabyAIError(f"SliceThickness or SpacingBetweenSlices of {name_of(t2)} is not a number.") from None
+    if abs(spacing / sizes[axis] - 1) > 0.05 or not 0.2 * spacing <= thickness <= 2 * spacing:
+        raise BabyAIError(
+            f"The sidecar of {name_of(t2)} states slices {thickness:g} mm thick and {spacing:g} mm apart, its header "
+            f"{sizes[axis]:.4g} mm apart; correct the sidecar, or give --thickness and --spacing."
+        )
+    return axis, thickness, float(sizes[axis])
+
+
+def _slice_axis(direction: object, image: nib.Nifti1Image) -> int:
+    """The array axis that BIDS calls i, j or k; a minus, for slices counted from the far end, makes no difference."""
+    if (letter := str(direction).rstrip("-")) not in ("i", "j", "k"):
+        raise BabyAIError(f"SliceEncodingDirection of {name_of(image)} is '{direction}'; it must be i, j or k.")
+    return "ijk".index(letter)
 
 
 @lru_cache(maxsize=64)
@@ -130,7 +167,7 @@ def slice_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
         half = geometry.thickness / 2
         weights = np.minimum(planes + 0.5, centers + half) - np.maximum(planes - 0.5, centers - half)
     elif geometry.profile == "gaussian":
-        scale = _FWHM_PER_SIGMA / geometry.thickness / math.sqrt(2)
+        scale = FWHM_PER_SIGMA / geometry.thickness / math.sqrt(2)
         weights = special.erf((planes + 0.5 - centers) * scale) - special.erf((planes - 0.5 - centers) * scale)
     else:
         weights = 1 - np.abs(planes - centers)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from func.acquisition import SliceGeometry, acquire, along, upsample
+from func.acquisition import FWHM_PER_SIGMA, SliceGeometry, acquire, along, upsample
 
 CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
 
@@ -51,7 +51,7 @@ def network_inputs(
 
 def profile_width(geometry: SliceGeometry) -> float:
     """Standard deviation of the slice profile, in voxels."""
-    box, gaussian = geometry.thickness / math.sqrt(12), geometry.thickness / (2 * math.sqrt(2 * math.log(2)))
+    box, gaussian = geometry.thickness / math.sqrt(12), geometry.thickness / FWHM_PER_SIGMA
     return {"box": box, "gaussian": gaussian, "point": 0.0}[geometry.profile]
 
 

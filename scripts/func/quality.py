@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from func.acquisition import SliceGeometry, acquire, measured_slices, recover_geometry
+from func.acquisition import SliceGeometry, acquire, measured_slices, recover_geometry, slices_last
 from func.intensity import zero_based_scale
 from func.reconstruction import noise_of
 
@@ -164,13 +164,8 @@ def _grid_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stac
     sizes = nib.affines.voxel_sizes(t2.affine)
     if geometry is None:
         return _scaled(t1_array, t2_array, t2.affine, int(np.argmin(t2.shape)), None)
-    steps, origin = np.ones(3), np.zeros(3)
-    steps[geometry.axis], origin[geometry.axis] = geometry.spacing, geometry.first_center
-    matrix = t2.affine @ nib.affines.from_matvec(np.diag(steps), origin)
-    slices = measured_slices(t2_array, geometry)
-    return _scaled(
-        acquire(t1_array, geometry), slices, matrix, geometry.axis, geometry.thickness * sizes[geometry.axis]
-    )
+    slices, thickness = measured_slices(t2_array, geometry), geometry.thickness * sizes[geometry.axis]
+    return _scaled(acquire(t1_array, geometry), slices, geometry.affine_in(t2.affine), geometry.axis, thickness)
 
 
 def _raw_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack:
@@ -186,7 +181,7 @@ def _raw_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack
 
 
 def _scaled(t1: np.ndarray, t2: np.ndarray, matrix: np.ndarray, axis: int, thickness: float | None) -> _Stack:
-    turn = [other for other in range(3) if other != axis] + [axis]
+    turn = slices_last(axis)
     t1, t2 = (np.transpose(array, turn) for array in (t1, t2))
     # A T1w that misses the T2w altogether has nothing to be scaled by; the overlap tells.
     t1 = zero_based_scale(t1).apply(t1) if (t1 > 0).any() else t1

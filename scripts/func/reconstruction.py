@@ -24,6 +24,8 @@ from func.acquisition import (
     measured_slices,
     recover_geometry,
     slice_matrix,
+    slices_last,
+    stack_geometry,
     upsample,
     upsampling_matrix,
 )
@@ -33,7 +35,7 @@ from func.guidance import network_inputs
 from func.intensity import published_normalise, scale_of, zero_based_scale
 from func.network import Weights
 from func.patches import count_patches, has_fast_bfloat16, run_patches
-from func.volumes import from_ras, image_of, name_of, to_ras
+from func.volumes import from_ras, image_of, to_ras
 
 Progress = Callable[[int, int], object]
 
@@ -97,28 +99,23 @@ def reconstruct(
     t1_array, t2_array = _array(t1), _array(t2)
     geometry, source = _explaining_geometry(t2_array, geometry)
     axis = geometry.axis if geometry else int(np.argmin(t2_array.shape))
-    turn = [other for other in range(3) if other != axis] + [axis]
+    turn = slices_last(axis)
     t1_turned, t2_turned = np.transpose(t1_array, turn), np.transpose(t2_array, turn)
     turned = replace(geometry, axis=2) if geometry else None
     slices = measured_slices(t2_turned, turned) if turned else None
     result, residual, interval, checks, seconds = _reconstruct_array(
         t1_turned, t2_turned, slices, turned, network, device, precision, progress, uncertainty
     )
-    image = image_of(np.ascontiguousarray(np.transpose(result, np.argsort(turn))), t2.affine, t2)
+
+    def turned_back(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        return image_of(np.ascontiguousarray(np.transpose(array, np.argsort(turn))), affine, t2)
+
+    image = turned_back(result, t2.affine)
     stated = geometry.to_sidecar(float(voxel_sizes(t2.affine)[axis])) if geometry else {}
     report = {"SliceGeometry": {"Source": source, **stated}, "Checks": checks, "Seconds": seconds}
     report["Computed"] = {"Device": str(device), "Precision": precision}
-    residual_image = None
-    if residual is not None:
-        steps = np.ones(3)
-        steps[axis] = geometry.spacing
-        origin = np.zeros(3)
-        origin[axis] = geometry.first_center
-        affine = t2.affine @ nib.affines.from_matvec(np.diag(steps), origin)
-        residual_image = image_of(np.ascontiguousarray(np.transpose(residual, np.argsort(turn))), affine, t2)
-    interval_image = None
-    if interval is not None:
-        interval_image = image_of(np.ascontiguousarray(np.transpose(interval, np.argsort(turn))), t2.affine, t2)
+    residual_image = None if residual is None else turned_back(residual, geometry.affine_in(t2.affine))
+    interval_image = None if interval is None else turned_back(interval, t2.affine)
     return Reconstruction(image, report, residual_image, interval_image)
 
 
@@ -163,7 +160,7 @@ def reconstruct_raw(
 
     shape, affine, geometry = _working_grid(t2, axis, thickness, spacing, str(sidecar.get("SliceProfile", "box")))
     slice_shape = (*shape[:2], geometry.count)
-    slice_affine = affine @ nib.affines.from_matvec(np.diag([1, 1, spacing]), [0, 0, geometry.first_center])
+    slice_affine = geometry.affine_in(affine)
     slices = resample(_smoothed_in_plane(t2, axis), slice_shape, slice_affine)
     t1_array = resample(t1, shape, affine, np.linalg.inv(registration.matrix))
     # The cubic spline's faint ringing in the air around a brain-extracted T1w is no anatomy.
@@ -216,30 +213,6 @@ def choose_device(device: str, precision: str) -> tuple[torch.device, str]:
     return chosen, precision
 
 
-def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, float]:
-    """Slice axis, thickness (mm) and spacing (mm) of a raw stack, from its sidecar and header.
-
-    Raises:
-        BabyAIError: the sidecar contradicts the header, or is no number.
-    """
-    sizes = voxel_sizes(t2.affine)
-    direction = str(sidecar.get("SliceEncodingDirection", "ijk"[int(np.argmax(sizes))])).rstrip("-")
-    if direction not in ("i", "j", "k"):
-        raise BabyAIError(f"SliceEncodingDirection of {name_of(t2)} is '{direction}'; it must be i, j or k.")
-    axis = "ijk".index(direction)
-    try:
-        spacing = float(sidecar.get("SpacingBetweenSlices", sizes[axis]))
-        thickness = float(sidecar.get("SliceThickness", spacing))
-    except (TypeError, ValueError):
-        raise BabyAIError(f"SliceThickness or SpacingBetweenSlices of {name_of(t2)} is not a number.") from None
-    if abs(spacing / sizes[axis] - 1) > 0.05 or not 0.2 * spacing <= thickness <= 2 * spacing:
-        raise BabyAIError(
-            f"The sidecar of {name_of(t2)} states slices {thickness:g} mm thick and {spacing:g} mm apart, its header "
-            f"{sizes[axis]:.4g} mm apart; correct the sidecar, or give --thickness and --spacing."
-        )
-    return axis, thickness, float(sizes[axis])
-
-
 def t1_frame(t1: nib.Nifti1Image, space: str) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine of the result's grid: the T1w's own, or its field of view in voxels of 1 mm."""
     sizes = voxel_sizes(t1.affine)
@@ -256,7 +229,7 @@ def _working_grid(
 ) -> tuple[tuple[int, int, int], np.ndarray, SliceGeometry]:
     """A 1 mm grid along the stack's axes, the slices last, that holds every slice whole; and the slices in it."""
     sizes = voxel_sizes(t2.affine)
-    turn = [other for other in range(3) if other != axis] + [axis]
+    turn = slices_last(axis)
     margin = int(np.ceil(thickness)) + 1
     in_plane = [max(1, round(t2.shape[a] * sizes[a])) for a in turn[:2]]
     planes = int(np.ceil((t2.shape[axis] - 1) * spacing)) + 2 * margin + 1
@@ -309,9 +282,7 @@ def _reconstruct_published(t1, t2, network, device, precision, progress) -> Reco
     scale = scale_of(arrays[1])
     inputs = torch.from_numpy(np.stack([published_normalise(array) for array in arrays]))
     total = count_patches(inputs.shape[1:])
-    output = run_patches(
-        network, inputs, precision=precision, device=device, progress=_counted(progress, total)
-    )  # fmt: skip
+    output = run_patches(network, inputs, precision=precision, device=device, progress=_counted(progress, total))
     result = scale.invert(output.numpy()).astype(np.float32)
     report = {
         "SliceGeometry": {"Source": "not used by the published procedure"},
