@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from func.acquisition import SliceGeometry, acquire, upsample
+from func.arguments import script_parser
 from func.errors import BabyAIError
 from func.hub import find_weights
 from func.intensity import published_normalise
@@ -81,10 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
-    description, _, epilog = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--t1", type=Path, help="isotropic T1w scan on the atlas grid (default: the phantom's)")
     parser.add_argument("--t2", type=Path, help="isotropic T2w scan of the same head (default: the phantom's)")
     parser.add_argument("--weights", type=Path, help="file of published weights (default: random numbers)")

@@ -30,6 +30,7 @@ import numpy as np
 from scipy.special import stdtrit
 from tqdm import tqdm
 
+from func.arguments import script_parser
 from func.errors import BabyAIError
 from func.metrics import brain_mask, score_brain, score_volume
 from func.running import Tally, in_processes, processors, run_to_the_end
@@ -95,10 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
-    description, _, epilog = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--reference-dir",
         type=Path,

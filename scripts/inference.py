@@ -32,6 +32,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from func.arguments import add_overwrite, script_parser
 from func.errors import BabyAIError
 from func.hub import find_weights
 from func.running import Tally, run_to_the_end
@@ -70,10 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
-    description, _, epilog = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     folder = parser.add_argument_group("a folder of pairs on one grid")
     folder.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with the scans (default: %(default)s)")
     folder.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
@@ -115,12 +113,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s"
     )
-    parser.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=OVERWRITE,
-        help="replace results that are already there (default: keep them)",
-    )
+    add_overwrite(parser, OVERWRITE)
     parser.add_argument(
         "--report",
         action=argparse.BooleanOptionalAction,

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from func.acquisition import stack_geometry
+from func.arguments import add_overwrite, script_parser
 from func.errors import BabyAIError
 from func.hub import ATLAS_FILE, fetch
 from func.registration import (
@@ -78,10 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
-    description, _, epilog = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with raw scans (default: %(default)s)")
     parser.add_argument(
         "--output-dir", type=Path, default=OUTPUT_DIR, help="folder of the prepared scans (default: %(default)s)"
@@ -96,12 +94,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="least similarity of T1w and T2w, 0 to 1, with which a T2w is written (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
-    parser.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=OVERWRITE,
-        help="replace results that are already there (default: keep them)",
-    )
+    add_overwrite(parser, OVERWRITE)
     back = parser.add_argument_group("back to the scan's own space")
     back.add_argument(
         "--inverse",

@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from func.acquisition import PROFILES, SliceGeometry, acquire, upsample
+from func.arguments import add_overwrite, script_parser
 from func.errors import BabyAIError
 from func.running import Tally, in_processes, processors, run_to_the_end
 from func.volumes import (
@@ -99,10 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
-    description, _, epilog = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="isotropic scans (default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
     parser.add_argument(
@@ -138,12 +136,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="write the thick stacks themselves, not up-sampled ones",
     )
     parser.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
-    parser.add_argument(
-        "--overwrite",
-        action=argparse.BooleanOptionalAction,
-        default=OVERWRITE,
-        help="replace results that are already there (default: keep them)",
-    )
+    add_overwrite(parser, OVERWRITE)
     return parser.parse_args(argv)
 
 

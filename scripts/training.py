@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from func.arguments import script_parser
 from func.dataset import (
     PARTS,
     Numbers,
@@ -623,10 +624,7 @@ def option(name: str) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
-    description, _, epilog = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--data-dir", type=Path, default=DATA_DIR, help="folder with the isotropic pairs (default: %(default)s)")
     add("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
