@@ -370,13 +370,7 @@ def optimizers_of(network: nn.Module, settings: Mapping) -> list[torch.optim.Opt
         named = dict(network.named_parameters())
         kernels = {name for name, parameter in named.items() if parameter.dim() == 5 and not name.startswith("head.")}
         optimizers = [
-            KernelMuon(
-                [named[name] for name in named if name in kernels],
-                lr=rate,
-                weight_decay=0,
-                momentum=0.95,
-                adjust_lr_fn="match_rms_adamw",
-            ),
+            KernelMuon([named[name] for name in named if name in kernels], rate),
             torch.optim.Adam([named[name] for name in named if name not in kernels], lr=rate / 2, betas=(0.9, 0.99)),
         ]
     for optimizer in optimizers:
