@@ -4,9 +4,10 @@ A folder of pairs on the atlas grid (or, with the bundled weights, any grid of 1
 
     python scripts/inference.py --data-dir DATA --output-dir RESULTS
 
-or one raw pair, whatever its orientation, voxel size and slice thickness:
+raw scans, whatever their orientation, voxel size and slice thickness, to the T1w's frame: one pair, or a folder
 
     python scripts/inference.py --t1 sub-01_T1w.nii.gz --t2 sub-01_T2w.nii.gz --output sub-01_desc-isotropic_T2w.nii.gz
+    python scripts/inference.py --data-dir RAW --output-dir RESULTS --space 1mm
 
 Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
@@ -56,6 +57,7 @@ OUTPUT_DIR = REPO_ROOT / "results"
 WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hugging Face Hub), or a file
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PRECISION = "auto"  # auto, float32 or bfloat16
+SPACE = None  # 1mm or t1: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
 OVERWRITE = False
 REPORT = True  # report.html and figures beside the results
 UNCERTAINTY = False  # also write where not to trust each result, at four times the cost
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
     parser = script_parser(__doc__)
-    folder = parser.add_argument_group("a folder of pairs on one grid")
+    folder = parser.add_argument_group("a folder of pairs")
     folder.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with the scans (default: %(default)s)")
     folder.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
     folder.add_argument(
@@ -88,22 +90,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=BIDS,
         help="make the output folder a BIDS derivative dataset, with results in sub-*/[ses-*/]anat",
     )
-    raw = parser.add_argument_group("one raw pair")
-    raw.add_argument("--t1", type=Path, help="isotropic T1w scan")
-    raw.add_argument("--t2", type=Path, help="thick-slice T2w scan, with its JSON sidecar beside it if there is one")
-    raw.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
+    one = parser.add_argument_group("one raw pair")
+    one.add_argument("--t1", type=Path, help="isotropic T1w scan")
+    one.add_argument("--t2", type=Path, help="thick-slice T2w scan, with its JSON sidecar beside it if there is one")
+    one.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
+    one.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
+    raw = parser.add_argument_group("raw scans, one pair or a folder of them")
     raw.add_argument(
         "--space",
         choices=("1mm", "t1"),
-        default="1mm",
-        help="grid of the result: the T1w's frame at 1 mm, or the T1w's own grid (default: %(default)s)",
+        default=SPACE,
+        help="the scans are raw: register them, and give the result in the T1w's frame at 1 mm, or on the T1w's own "
+        "grid (default: 1mm for one pair; the scans of a folder lie on one grid)",
     )
     raw.add_argument("--thickness", type=positive, metavar="MM", help="slice thickness (default: sidecar, then header)")
     raw.add_argument("--spacing", type=positive, metavar="MM", help="distance of slice centres (default: header)")
     raw.add_argument(
         "--profile", choices=("box", "gaussian", "point"), help="slice profile (default: sidecar, then box)"
     )
-    raw.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
     parser.add_argument(
         "--weights",
         default=WEIGHTS,
@@ -129,6 +133,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     arguments.shard = arguments.shard or slurm_shard(os.environ)
+    if arguments.t1:
+        arguments.space = arguments.space or "1mm"
     check_arguments(parser, arguments)
     return arguments
 
@@ -137,17 +143,18 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     """Exit with code 2 and one sentence where the arguments contradict each other."""
     if arguments.shard is None:
         parser.error("this Slurm job array is no regular range, so that its parts are unknown; give --shard I/N")
-    raw = [arguments.t1, arguments.t2, arguments.output]
-    if any(raw) and not all(raw):
+    one = [arguments.t1, arguments.t2, arguments.output]
+    if any(one) and not all(one):
         parser.error("a raw pair needs all three of --t1, --t2 and --output")
     if arguments.uncertainty and arguments.weights == "babyai":
         parser.error("--uncertainty was calibrated for the bundled weights, not for the published ones")
-    if any(raw) and arguments.weights == "babyai":
-        parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not a raw pair")
-    overrides = (arguments.thickness, arguments.spacing, arguments.profile, arguments.residual_map)
-    if not any(raw) and any(overrides):
-        parser.error("--thickness, --spacing, --profile and --residual-map are for a raw pair (--t1, --t2, --output)")
-    if arguments.bids and not any(raw) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
+    if arguments.space and arguments.weights == "babyai":
+        parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not raw ones")
+    if not arguments.space and any((arguments.thickness, arguments.spacing, arguments.profile)):
+        parser.error("--thickness, --spacing and --profile are for raw scans (--t1, --t2 and --output, or --space)")
+    if arguments.residual_map and not all(one):
+        parser.error("--residual-map is for one raw pair (--t1, --t2, --output)")
+    if arguments.bids and not any(one) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
         parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
     for path in (arguments.output, arguments.residual_map):
         if path is None:
@@ -209,6 +216,23 @@ def reconstruct_folder(arguments: argparse.Namespace, tally: Tally) -> None:
         reporter.finish(tally.sentences)
 
 
+def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Reconstruct one raw pair to the file asked for.
+
+    Raises:
+        BabyAIError: nothing could be started at all.
+    """
+    if arguments.output.exists() and not arguments.overwrite:
+        tally.kept = 1
+        return
+    check_writable(arguments.output.parent)
+    pair = Pair("", arguments.t1, arguments.t2, stem_of(arguments.t2))
+    reporter = reporter_on(arguments.output.parent, stem_of(arguments.output), arguments)
+    reconstruct_pairs({pair: arguments.output}, arguments, tally, reporter)
+    if reporter:
+        reporter.finish(tally.sentences)
+
+
 def places(pairs: list[Pair], arguments: argparse.Namespace) -> dict[Pair, Path]:
     """Where the result of each pair goes; with ``--bids`` the output folder is made a BIDS derivative dataset.
 
@@ -235,8 +259,6 @@ def reporter_on(output_dir: Path, part: str, arguments: argparse.Namespace):
 
 def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tally: Tally, reporter) -> None:
     """Reconstruct pairs to their places, reading ahead and writing behind."""
-    from func.reconstruction import reconstruct
-
     weights = load(arguments)
     with (
         Writer(tally) as writer,
@@ -244,83 +266,49 @@ def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tal
     ):
         for pair, reading in read_ahead(todo, read_case):
             try:
-                case = reading.result()
-                check_case(case, weights.recipe)
+                case, path = reading.result(), todo[pair]
                 with memory_told(pair.name), volume_bar(pair.name) as progress:
-                    result = reconstruct(
-                        case.t1,
-                        case.t2,
-                        weights,
-                        geometry=stated_geometry(case),
-                        device=arguments.device,
-                        precision=arguments.precision,
-                        progress=progress,
-                        uncertainty=arguments.uncertainty,
-                    )
-                t2, t1 = (path.relative_to(arguments.data_dir).as_posix() for path in (pair.t2, pair.t1))
-                sidecar = described([t2, t1], t2, weights, arguments, case, result.report)
+                    result = reconstruct_case(case, weights, arguments, progress)
+                sidecar = described(pair, weights, arguments, case, result.report)
                 if arguments.uncertainty:
-                    sidecar["Uncertainty"] = save_uncertainty(todo[pair], result)
+                    sidecar["Uncertainty"] = save_uncertainty(path, result)
+                if arguments.residual_map:
+                    meaning = "Measured slices minus the result's slices"
+                    save_result(arguments.residual_map, result.residual, {"Description": meaning})
                 figure = reporter and partial(
                     reporter.draw,
-                    todo[pair],
+                    path,
                     case.t1,
                     case.t2,
                     result.image,
-                    uncertainty=result.uncertainty if arguments.uncertainty else None,
+                    result.report.get("Registration", {}).get("T1wToT2w"),
+                    result.uncertainty,
                 )
-                writer.submit(pair.name, todo[pair], result.image, sidecar, figure)
+                writer.submit(pair.name, path, result.image, sidecar, figure)
             except Exception as error:
                 tally.fail(pair.name, error)
             scans.update()
 
 
-def reconstruct_raw_pair(arguments: argparse.Namespace, tally: Tally) -> None:
-    """Reconstruct one raw pair in the T1w's frame.
+def reconstruct_case(case: Case, weights, arguments: argparse.Namespace, progress: Callable[[int, int], None]):
+    """The reconstruction of one pair: raw scans in the T1w's frame, scans on one grid on that grid.
 
     Raises:
-        BabyAIError: nothing could be started at all.
+        BabyAIError: the scans do not go together, or not with the weights.
     """
-    if arguments.output.exists() and not arguments.overwrite:
-        tally.kept = 1
-        return
-    check_writable(arguments.output.parent)
+    from func.reconstruction import reconstruct, reconstruct_raw
 
-    from func.reconstruction import reconstruct_raw
-
-    reporter = reporter_on(arguments.output.parent, stem_of(arguments.output), arguments)
-    weights = load(arguments)
-    try:
-        case = read_case(arguments)
-        with memory_told(arguments.t2.name), volume_bar(arguments.t2.name) as progress:
-            result = reconstruct_raw(
-                case.t1,
-                case.t2,
-                weights,
-                case.sidecar | overridden(arguments),
-                space=arguments.space,
-                device=arguments.device,
-                precision=arguments.precision,
-                progress=progress,
-                uncertainty=arguments.uncertainty,
-            )
-        t2, t1 = arguments.t2.as_posix(), arguments.t1.as_posix()
-        sidecar = described([t2, t1], t1, weights, arguments, case, result.report)
-        if arguments.uncertainty:
-            sidecar["Uncertainty"] = save_uncertainty(arguments.output, result)
-        save_result(arguments.output, result.image, sidecar)
-        if arguments.residual_map:
-            save_result(
-                arguments.residual_map, result.residual, {"Description": "Measured slices minus the result's slices"}
-            )
-        finish(tally, arguments.t2.name, arguments.output)
-        if reporter:
-            to_t2 = result.report["Registration"]["T1wToT2w"]
-            reporter.draw(arguments.output, case.t1, case.t2, result.image, to_t2, result.uncertainty)
-    except Exception as error:
-        tally.fail(arguments.t2.name, error)
-    if reporter:
-        reporter.finish(tally.sentences)
+    running = {
+        "device": arguments.device,
+        "precision": arguments.precision,
+        "progress": progress,
+        "uncertainty": arguments.uncertainty,
+    }
+    if arguments.space:
+        sidecar = case.sidecar | overridden(arguments)
+        return reconstruct_raw(case.t1, case.t2, weights, sidecar, space=arguments.space, **running)
+    check_case(case, weights.recipe)
+    return reconstruct(case.t1, case.t2, weights, geometry=stated_geometry(case), **running)
 
 
 def save_uncertainty(path: Path, result) -> dict:
@@ -381,10 +369,10 @@ class Case:
     seconds: float
 
 
-def read_case(paths: Pair | argparse.Namespace) -> Case:
-    """Read the two scans of a pair (its ``t1`` and ``t2``) and the T2w's sidecar."""
+def read_case(pair: Pair) -> Case:
+    """Read the two scans of a pair and the T2w's sidecar."""
     started = time.perf_counter()
-    t1, t2, sidecar = read_volume(paths.t1), read_volume(paths.t2), read_sidecar(paths.t2)
+    t1, t2, sidecar = read_volume(pair.t1), read_volume(pair.t2), read_sidecar(pair.t2)
     return Case(t1, t2, sidecar, time.perf_counter() - started)
 
 
@@ -405,19 +393,19 @@ def stated_geometry(case: Case):
     return SliceGeometry.from_sidecar(case.sidecar, case.t2)
 
 
-def described(sources: list[str], frame: str, weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:
-    """The JSON sidecar of a result: how good its input was, and all that is needed to make it again.
-
-    ``frame`` is the one of the ``sources`` in whose space the result lies.
-    """
+def described(pair: Pair, weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:
+    """The JSON sidecar of a result: how good its input was, and all that is needed to make it again."""
     from func.quality import is_stripped, quality_of
 
-    prefix = "bids:raw:" if arguments.bids and not arguments.t1 else ""
+    t2, t1 = pair.t2.as_posix(), pair.t1.as_posix()
+    if not arguments.t1:
+        prefix = "bids:raw:" if arguments.bids else ""
+        t2, t1 = (prefix + path.relative_to(arguments.data_dir).as_posix() for path in (pair.t2, pair.t1))
     quality, warnings = quality_of(case.t1, case.t2, report)
     return {
         "Description": "Isotropic T2w scan reconstructed by BABY-AI",
-        "Sources": [prefix + source for source in sources],
-        "SpatialReference": prefix + frame,
+        "Sources": [t2, t1],
+        "SpatialReference": t1 if arguments.space else t2,
         "SkullStripped": is_stripped(case.t2),
         "Warnings": warnings,
         "Quality": quality,

@@ -184,7 +184,9 @@ def test_a_gappy_slurm_array_is_refused(monkeypatch, capsys):
         (["--shard", "0/3"], "not a part like"),
         (["--shard", "4/3"], "not a part like"),
         (["--t1", "a.nii.gz"], "all three"),
-        (["--thickness", "4"], "raw pair"),
+        (["--thickness", "4"], "raw scans"),
+        (["--space", "t1", "--residual-map", "r.nii"], "one raw pair"),
+        (["--space", "t1", "--weights", "babyai"], "atlas grid"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.img"], "must end in"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "./b.nii"], "is an input"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--thickness", "-1"], "not a length"),
@@ -226,6 +228,25 @@ def test_a_raw_pair(data, tmp_path, stand_in_network, monkeypatch, capsys):
     (data / "sub-1" / "sub-1_T1w.nii.gz").write_bytes(b"no")
     assert inference.main(arguments) == 1
     assert "not a NIfTI file" in capsys.readouterr().err and not output.exists()
+
+
+def test_a_folder_of_raw_scans(data, tmp_path, infer, monkeypatch):
+    asked = []
+
+    def reconstruct_raw(t1, t2, weights, sidecar, **settings):
+        asked.append((settings["space"], sidecar.get("SliceThickness")))
+        return stand_in.doubled(t1, t2, weights)
+
+    monkeypatch.setattr(sys.modules["func.reconstruction"], "reconstruct_raw", reconstruct_raw)
+    subjects = sorted(folder.name for folder in data.iterdir())
+    (data / subjects[0] / f"{subjects[0]}_T2w.json").write_text('{"SliceThickness": 3}')
+    (data / subjects[1] / f"{subjects[1]}_T1w.nii.gz").write_bytes(b"no")
+    out = tmp_path / "out"
+    code, _, err = infer("--data-dir", str(data), "--output-dir", str(out), "--space", "1mm", "--no-report")
+    assert code == 1 and "not a NIfTI file" in err
+    assert sorted(asked, key=str) == sorted([("1mm", 3)] + [("1mm", None)] * (len(subjects) - 2), key=str)
+    sidecar = json.loads(next(out.rglob(f"{subjects[0]}_desc-isotropic_T2w.json")).read_text())
+    assert sidecar["SpatialReference"] == sidecar["Sources"][1] == f"{subjects[0]}/{subjects[0]}_T1w.nii.gz"
 
 
 @pytest.mark.parametrize("folder", [REPO_ROOT, REPO_ROOT / "scripts"])
