@@ -185,6 +185,19 @@ def test_detail_is_suggested_where_contrasts_are_related():
     assert np.std((guided - t2)[inner]) < 0.8 * np.std((upsampled - t2)[inner])
 
 
+@pytest.mark.parametrize("rim", ["sharp", "interpolated"])
+def test_the_outline_of_the_head_is_suggested(rim):
+    """Of a brain-extracted head the T1w's outline shows where between the slices the T2w's ends."""
+    grid = np.linalg.norm(np.indices((40, 40, 40)) - 19.3, axis=0)
+    head = ((13 - grid).clip(0, 1) if rim == "interpolated" else grid < 13).astype(np.float32)
+    t1, t2 = 0.4 * head, 0.9 * head
+    geometry = SliceGeometry.fitting(2, 40, 4)
+    slices = acquire(t2, geometry)
+    upsampled = upsample(slices, geometry, 40)
+    guided = network_inputs(t1, upsampled, slices, geometry)[1]
+    assert np.std(guided - t2) < 0.5 * np.std(upsampled - t2)
+
+
 class TestRawMode:
     @pytest.fixture
     def without_registration(self, monkeypatch):

@@ -9,6 +9,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+from scipy import ndimage
 
 from func.acquisition import FWHM_PER_SIGMA, SliceGeometry, acquire, along, upsample
 
@@ -16,8 +17,12 @@ CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail",
 
 _IN_PLANE_SIGMA = 2.5  # voxels
 _THROUGH_PLANE_SIGMA = 0.9  # slices
-_NOISE = 0.1  # of the T1w's range: contrast in the T1w below this suggests nothing
+_NOISE = 0.07  # of the T1w's range: contrast in the T1w below this suggests nothing
 _STEEPEST = 2.0
+_FAINTEST = 0.02  # of the T1w's range: what is fainter is air
+_LEAST_SHARE = 0.25  # of a slice's voxel that must be head for its intensity to be taken for the head's own
+_RIM_SIGMA = 2.0  # voxels
+_RIM_BRIGHTNESS = 0.7  # of the T1w's around it: a voxel at the rim that reaches this is wholly head
 
 
 def network_inputs(
@@ -58,22 +63,40 @@ def profile_width(geometry: SliceGeometry) -> float:
 def suggested_detail(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> tuple[np.ndarray, np.ndarray]:
     """The through-plane detail that the T2w would have if it followed the T1w as it does, locally, between its slices.
 
-    A guided filter (He et al., IEEE TPAMI 35(6), 2013) whose local slope is fitted where both contrasts are known, on
-    the slices, and applied to what slicing takes from the T1w.
+    A guided filter (He et al., IEEE TPAMI 35(6), 2013): T2w = slope x T1w + intercept inside the head, nothing in the
+    air. Slope and intercept are fitted where both contrasts are known, on the slices, and applied to what slicing takes
+    from the T1w and from the head's outline.
 
     Returns:
         The suggested T2w detail and the T1w detail it was made from, both of shape (X, Y, Z).
     """
     length = t1.shape[2]
-    t1_slices = acquire(t1, geometry)
-    present = acquire((t1 > 0).astype(np.float32), geometry)
-    weight = np.maximum(_smooth(present), 1e-3)
-    mean_t1, mean_t2 = _smooth(t1_slices) / weight, _smooth(slices) / weight
-    variance = np.maximum(_smooth(t1_slices**2) / weight - mean_t1**2, 0)
-    covariance = _smooth(t1_slices * slices) / weight - mean_t1 * mean_t2
+    head = head_share(t1)
+    t1_slices, share = acquire(t1, geometry), acquire(head, geometry)
+    # Where slices are partly air, the head's own intensities, weighted by how much of it there is.
+    inside = np.maximum(share, _LEAST_SHARE)
+    own_t1, own_t2 = t1_slices / inside, slices / inside * (share > 0)
+    weight = np.maximum(_smooth(share), 1e-3)
+    mean_t1, mean_t2 = _smooth(share * own_t1) / weight, _smooth(share * own_t2) / weight
+    variance = np.maximum(_smooth(share * own_t1**2) / weight - mean_t1**2, 0)
+    covariance = _smooth(share * own_t1 * own_t2) / weight - mean_t1 * mean_t2
     slope = np.clip(covariance / (variance + _NOISE**2), -_STEEPEST, _STEEPEST)
+    intercept = mean_t2 - slope * mean_t1
     t1_detail = t1 - upsample(t1_slices, geometry, length)
-    return upsample(slope, geometry, length) * t1_detail, t1_detail
+    outline_detail = head - upsample(share, geometry, length)
+    detail = upsample(slope, geometry, length) * t1_detail + upsample(intercept, geometry, length) * outline_detail
+    return detail, t1_detail
+
+
+def head_share(t1: np.ndarray) -> np.ndarray:
+    """How much of each voxel is head, not air: 0 to 1; at the head's rim as the T1w's brightness there tells."""
+    # Zero is what brain extraction leaves; a voxel that is merely dark is no air by itself.
+    head = ~((t1 == 0) | ndimage.binary_opening(t1 <= _FAINTEST))
+    deep = ndimage.binary_erosion(head, np.ones((3, 3, 3)), border_value=1)
+    weight = ndimage.gaussian_filter(deep.astype(np.float32), _RIM_SIGMA)
+    around = ndimage.gaussian_filter(t1 * deep, _RIM_SIGMA) / np.maximum(weight, 1e-3)
+    share = np.clip(t1 / np.maximum(_RIM_BRIGHTNESS * around, 1e-3), 0, 1)
+    return np.where(deep | (weight < 1e-3), head, head * share).astype(np.float32)
 
 
 def _smooth(slices: np.ndarray) -> np.ndarray:
