@@ -103,10 +103,23 @@ def test_windows_without_data_are_computed_once():
 
 def test_a_single_voxel_in_one_channel_is_data():
     inputs = torch.zeros(2, 8, 8, 24)
-    inputs[1, 0, 7, 23] = 1e-30
+    inputs[1, 0, 7, 23] = 1e-6
     network = Counting()
     run_patches(network, inputs, PATCH, STRIDE)
     assert network.computed == 1 + 1
+
+
+def test_ringing_below_what_float32_resolves_is_not_data():
+    inputs = torch.zeros(2, 8, 8, 24)
+    inputs[:, 2:6, 2:6, 2:6] = torch.rand(2, 4, 4, 4)
+    ringing = inputs.clone()
+    ringing[1, :, :, 8:] = -1e-8
+    network, bare = Counting(), torch.nn.Conv3d(2, 1, 3, padding=1)
+    run_patches(network, ringing, PATCH, STRIDE)
+    assert network.computed == 2 + 1
+    torch.testing.assert_close(
+        run_patches(bare, ringing, PATCH, STRIDE), run_patches(bare, inputs, PATCH, STRIDE), rtol=0, atol=1e-7
+    )
 
 
 def test_the_same_call_gives_the_same_bits():

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Inputs lie between 0 and 1, where float32 tells numbers no closer than this apart. A cubic spline rings on for many
+# slices beyond the head, fainter each time: without this bound that ringing would fill most of the empty windows.
+NEGLIGIBLE = 1e-7
+
 
 @dataclass(frozen=True)
 class AxisTiling:
@@ -82,7 +86,7 @@ def run_patches(
     The network takes (B, C, *patch), gives (B, 1, *patch), and is already on ``device``; the result comes back on the
     CPU, float32, cropped to the size of the inputs. Windows and ``weighting`` are those of ``tile_axis``.
 
-    A window whose inputs are all zero is computed once and its output reused. Outputs are added up in a fixed order:
+    A window whose inputs are all zero, or ``NEGLIGIBLE``, is computed once, as zeros. Outputs are added in a fixed order:
     the same call gives the same bits. ``progress`` is called with the number of windows just done, of all that
     ``count_patches`` counts.
     """
@@ -116,8 +120,8 @@ def run_patches(
 
 
 def _occupied(volume: Tensor, axes: Sequence[AxisTiling]) -> list[bool]:
-    """Which windows over a volume (C, X, Y, Z) hold anything but zeros, one axis after the other."""
-    occupied = (volume != 0).any(dim=0)
+    """Which windows over a volume (C, X, Y, Z) hold more than negligible values, one axis after the other."""
+    occupied = (volume.abs() > NEGLIGIBLE).any(dim=0)
     for dim, axis in enumerate(axes):
         spans = [occupied.narrow(dim, start, len(axis.taper)).any(dim) for start in axis.starts]
         occupied = torch.stack(spans, dim)
