@@ -86,8 +86,8 @@ def run_patches(
     The network takes (B, C, *patch), gives (B, 1, *patch), and is already on ``device``; the result comes back on the
     CPU, float32, cropped to the size of the inputs. Windows and ``weighting`` are those of ``tile_axis``.
 
-    A window whose inputs are all zero, or ``NEGLIGIBLE``, is computed once, as zeros. Outputs are added in a fixed order:
-    the same call gives the same bits. ``progress`` is called with the number of windows just done, of all that
+    Windows whose inputs are all zero, or ``NEGLIGIBLE``, are computed once, as zeros. Outputs are added up in a fixed
+    order: the same call gives the same bits. ``progress`` is called with the number of windows just done, of all that
     ``count_patches`` counts.
     """
     axes = [tile_axis(*axis, weighting) for axis in zip(inputs.shape[1:], patch, stride, strict=True)]
