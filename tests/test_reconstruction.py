@@ -113,6 +113,17 @@ def test_geometry_is_recovered_where_no_sidecar_tells_it(head):
     np.testing.assert_allclose(np.asarray(found.image.dataobj), np.asarray(told.image.dataobj), rtol=0, atol=1.0)
 
 
+@pytest.mark.parametrize("thickness", [2, 4])
+@pytest.mark.parametrize("profile", ["box", "point"])
+def test_the_profile_is_recovered_with_the_geometry(head, profile, thickness):
+    t1, t2 = head
+    array = np.asarray(t2.dataobj)
+    geometry = SliceGeometry.fitting(2, SHAPE[2], thickness, first_center=2.0, profile=profile)
+    low = nib.Nifti1Image(upsample(acquire(array, geometry), geometry, SHAPE[2]), AFFINE)
+    found = reconstruct(t1, low, weights_of(Unchanged())).report["SliceGeometry"]
+    assert found["SliceProfile"] == profile and found["SliceThickness"] == pytest.approx(thickness, abs=0.01)
+
+
 def test_a_wrong_sidecar_is_noticed(head):
     t1, t2 = head
     low, _ = thick(t2, axis=2)

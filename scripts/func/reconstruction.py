@@ -31,13 +31,14 @@ from func.acquisition import (
 )
 from func.compact import MULTIPLE
 from func.errors import BabyAIError
-from func.guidance import network_inputs
+from func.guidance import likelier_profile, network_inputs
 from func.intensity import published_normalise, scale_of, zero_based_scale
 from func.network import Weights
 from func.patches import count_patches, has_fast_bfloat16, run_patches
 from func.volumes import from_ras, image_of, to_ras
 
 Progress = Callable[[int, int], object]
+RECOVERED = "recovered from the volume"  # where the slice geometry came from
 
 # The compact network takes up to this many voxels along an axis at once; larger volumes are cut, overlapping.
 _WINDOW = 192
@@ -103,6 +104,10 @@ def reconstruct(
     t1_turned, t2_turned = np.transpose(t1_array, turn), np.transpose(t2_array, turn)
     turned = replace(geometry, axis=2) if geometry else None
     slices = measured_slices(t2_turned, turned) if turned else None
+    if source == RECOVERED:
+        scans = (zero_based_scale(scan).apply(scan) for scan in (t1_turned, slices))
+        turned = replace(turned, profile=likelier_profile(*scans, turned))
+        geometry = replace(geometry, profile=turned.profile)
     result, residual, interval, checks, seconds = _reconstruct_array(
         t1_turned, t2_turned, slices, turned, network, device, precision, progress, uncertainty
     )
@@ -262,7 +267,7 @@ def _explaining_geometry(t2: np.ndarray, stated: SliceGeometry | None) -> tuple[
         return stated, "sidecar"
     recovered = recover_geometry(t2)
     if recovered is not None:
-        return recovered, "recovered from the volume"
+        return recovered, RECOVERED
     return None, "unknown" if stated is None else "unknown (the sidecar's does not explain the volume)"
 
 
