@@ -43,7 +43,7 @@ from func.volumes import check_atlas_grid, check_same_grid, image_of, read_volum
 
 # Edit these, or override them on the command line.
 DEVICE = "auto"  # auto, cpu, cuda or mps
-PATCHES = 32  # patches timed, of the 1,573 of a volume
+PATCHES = 16  # patches timed, of the 1,573 of a volume
 PRECISIONS = ("float32", "bfloat16")  # of the folded network
 BATCH = 32  # patches of a plain training step
 REPEATS = 3  # the fastest of so many runs counts
@@ -169,7 +169,7 @@ def published(
         "GFLOP a patch": [f"{way.operations / 1e9:.2f}" for way in ways],
         "of the matrix product's rate": [f"{way.operations / way.per_patch / rate:.0%}" for way in ways],
         "peak memory, GB": [f"{way.memory / 1e9:.2f}" for way in ways],
-        "largest difference, of the range": [f"{(way.outputs - loop.outputs).abs().max() / scale:.1e}" for way in ways],
+        "largest difference, of the range": [f"{difference(way, loop) / scale:.1e}" for way in ways],
     }
     return (
         "### The published network\n\n"
@@ -178,15 +178,22 @@ def published(
     )
 
 
+def difference(way: Way, loop: Way) -> float:
+    """The largest difference between the outputs of two ways, over the patches that both have run."""
+    return float((way.outputs - loop.outputs[: len(way.outputs)]).abs().max())
+
+
 def folded_way(
     network: torch.nn.Module, precision: str, inputs: Tensor, count: int, sample: Tensor, device: torch.device
 ) -> Way:
-    """Measure the folded network, on the whole volume too unless the device only emulates the precision."""
+    """Measure the folded network, on the whole volume too; where the precision is only emulated, on two patches."""
+    emulated = precision == "bfloat16" and not has_fast_bfloat16(device)
+    sample = sample[:2] if emulated else sample
     with torch.inference_mode(), computing(device, precision):
         seconds, outputs = fastest(lambda: torch.cat([network(batch) for batch in sample.split(16)]), device)
     forget_peak_memory(device)
     volume = count * seconds / len(sample)
-    if precision == "float32" or has_fast_bfloat16(device):
+    if not emulated:
         volume, _ = timed(lambda: run_patches(network, inputs, precision=precision, device=device), device)
     operations = operations_of(network, sample[:1])
     return Way(f"folded, {precision}", seconds / len(sample), outputs.float(), operations, volume, peak_memory(device))
