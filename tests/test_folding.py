@@ -31,7 +31,14 @@ def network_of(config, patch, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("kind", "n"), [*((kind, n) for kind in ("same", "up") for n in (1, 2, 3, 4)), ("down", 2), ("down", 4)]
+    ("kind", "n"),
+    [
+        *((kind, n) for kind in ("same", "up") for n in (1, 2, 3, 4)),
+        ("same", 8),
+        ("same", 16),
+        ("down", 2),
+        ("down", 4),
+    ],
 )
 def test_forms_are_exact(kind, n):
     outputs, taps, inputs = (torch.from_numpy(matrix.copy()) for matrix in FORMS[kind](n))
@@ -41,7 +48,8 @@ def test_forms_are_exact(kind, n):
         "down": lambda: F.conv1d(x, w, padding=1, stride=2),
         "up": lambda: F.conv_transpose1d(x, w, padding=1, stride=2, output_padding=1),
     }[kind]()
-    torch.testing.assert_close(outputs @ ((taps @ w[0, 0]) * (inputs @ x[0, 0])), expected[0, 0])
+    factors = (taps @ w[0, 0]).repeat_interleave(len(inputs) // len(taps))
+    torch.testing.assert_close(outputs @ (factors * (inputs @ x[0, 0])), expected[0, 0])
 
 
 def test_forms_take_few_products():
@@ -125,11 +133,13 @@ def test_pruned_weights_make_the_same_network():
 def test_the_levels_of_few_voxels_are_folded():
     config = {**SMALL_PUBLISHED, "num_res_units": 10}
     folded = FoldedUNet(network_of(config, 32).state_dict(), config)
-    # To 4^3, 2^3 and 1^3 voxels on the way down, 1^3 at the bottom, 2^3 and 4^3 on the way up.
-    assert sum(isinstance(module, Reduced) for module in folded.modules()) == 9 + 11 + 11 + 11 + 2 + 2
+    # On 8^3 voxels, to 4^3, 2^3 and 1^3 on the way down, 1^3 at the bottom, 2^3, 4^3 and 8^3 on the way up.
+    assert sum(isinstance(module, Reduced) for module in folded.modules()) == 9 + 9 + 11 + 11 + 11 + 2 + 2 + 1
 
 
-@pytest.mark.parametrize(("size", "channels", "share"), [(4, 128, 1 / 4), (2, 256, 1 / 7), (1, 512, 1 / 27)])
+@pytest.mark.parametrize(
+    ("size", "channels", "share"), [(8, 64, 1 / 5), (4, 128, 1 / 6), (2, 256, 1 / 7), (1, 512, 1 / 27)]
+)
 def test_folding_saves_operations(size, channels, share):
     weight, bias = torch.zeros(channels, channels, 3, 3, 3), torch.zeros(channels)
     reduced = Reduced("same", size, prune(weight, "same", size), bias)

@@ -3,9 +3,9 @@
 At 32^3 patches most of the published network's weights meet very little data. A 3^3 kernel on a map of one voxel
 multiplies padding with 26 of its 27 taps; on 2^3 and 4^3 maps a convolution is a small bilinear form that needs far
 fewer products than the direct sum (Toom and Cook's, in signal processing Winograd's, minimal filtering: 3 products
-instead of 4 along an axis of two voxels, 6 instead of 10 along one of four). The folded network keeps only the taps
-that meet data, computes the small maps in that form and the large ones directly, and gives the same output up to
-float32 rounding. It needs no MONAI.
+instead of 4 along an axis of two voxels, 6 instead of 10 along one of four; 8^3 maps are cut into tiles of four). The
+folded network keeps only the taps that meet data, computes the small maps in that form and the large ones directly, and
+gives the same output up to float32 rounding. It needs no MONAI.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 4  # maps of up to this many voxels along an axis are computed as matrix products
+TILED = 8  # and so are convolutions that keep this size, in tiles of SMALL voxels
+
+_POINTS = (0, -1, 1, 0.5, -2)  # and infinity: where polynomials are evaluated
 
 Form = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -69,20 +72,32 @@ def filter_form(n: int) -> Form:
     T (r, n); r is 1, 3, 5 and 6 for n = 1, 2, 3 and 4, where the direct sum takes 1, 4, 7 and 10 products.
     Toom and Cook's evaluation at points (Winograd, Arithmetic Complexity of Computations, 1980): the data slide over
     the taps, or, where they are fewer, the taps over the data.
+
+    Multiples of 4 beyond are cut into t tiles of 4 outputs, each with the same 6 x 3 K: O is (n, 6 t) and T (6 t, n),
+    and K w counts for all tiles of a point, which lie side by side. One form for all n points would round too much.
     """
-    r = min(2 * n - 1, n + 2)
-    points = (0, -1, 1, 0.5, -2)[: r - 1]
-    interpolate = np.linalg.inv(_evaluate(points, r)).T
-    if n > 2:
-        return _evaluate(points, n).T, _evaluate(points, 3), interpolate[:, 1:-1]
-    taps = np.zeros((r, 3))
-    taps[:, 2 - n : n + 1] = interpolate
-    return _evaluate(points, n).T[::-1], taps, _evaluate(points, n)
+    if n <= 2:
+        points = _POINTS[: 2 * n - 2]
+        taps = np.zeros((2 * n - 1, 3))
+        taps[:, 2 - n : n + 1] = _interpolate(points)
+        return _evaluate(points, n).T[::-1], taps, _evaluate(points, n)
+    tile = min(n, SMALL)
+    points, tiles = _POINTS[: tile + 1], n // tile
+    scatter, gather = np.zeros((n, tile + 2, tiles)), np.zeros((tile + 2, tiles, n + 2))
+    for i, start in enumerate(range(0, n, tile)):
+        scatter[start : start + tile, :, i] = _evaluate(points, tile).T
+        gather[:, i, start : start + tile + 2] = _interpolate(points)
+    return scatter.reshape(n, -1), _evaluate(points, 3), gather[..., 1:-1].reshape(-1, n)
 
 
 def _evaluate(points: Sequence[float], terms: int) -> np.ndarray:
     """The matrix that evaluates a polynomial of so many terms at the points and at infinity."""
     return np.vstack([np.vander(points, terms, increasing=True), np.eye(terms)[-1:]])
+
+
+def _interpolate(points: Sequence[float]) -> np.ndarray:
+    """The transpose of what takes values at the points and at infinity to a polynomial's terms."""
+    return np.linalg.inv(_evaluate(points, len(points) + 1)).T
 
 
 def halving_form(n: int) -> Form:
@@ -103,11 +118,6 @@ def _direct_form(outputs: int, inputs: int, terms: list[tuple[int, int, int]]) -
 
 
 FORMS = {"same": filter_form, "down": halving_form, "up": doubling_form}
-
-
-def _cubed(matrix: np.ndarray) -> Tensor:
-    """One matrix for all three axes of maps flattened in C order."""
-    return torch.from_numpy(np.kron(np.kron(matrix, matrix), matrix).astype(np.float32))
 
 
 def kind_and_size(name: str, depth: int, patch: int) -> tuple[str, int]:
@@ -154,18 +164,25 @@ class Reduced(nn.Module):
 
     def __init__(self, kind: str, size: int, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        scatter, taps, gather = FORMS[kind](size)
-        products = _cubed(taps[:, taps_that_meet_data(kind, size)]) @ weight.flatten(2).flatten(0, 1).t()
-        products = products.unflatten(1, weight.shape[:2])
-        self.register_buffer("gather", _cubed(gather))
-        self.register_buffer("weight", products if kind == "up" else products.mT)
-        self.register_buffer("scatter", _cubed(scatter))
+        scatter, taps, gather = (torch.from_numpy(matrix.astype(np.float32)) for matrix in FORMS[kind](size))
+        self.tiles = len(gather) // len(taps)
+        taps = taps[:, taps_that_meet_data(kind, size)]
+        products = _along_axes(taps, weight.permute(2, 3, 4, 0, 1).flatten(0, 2).contiguous())
+        self.register_buffer("gather", gather)
+        self.register_buffer("weight", products if kind == "up" else products.mT.contiguous())
+        self.register_buffer("scatter", scatter)
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            products = torch.bmm(_mixed(self.gather, as_voxels(x).float()), self.weight)
-            return _mixed(self.scatter, products).add_(self.bias)
+            x = _along_axes(self.gather, as_voxels(x).float())
+            points, batch = len(self.gather) // self.tiles, x.shape[1]
+            # Each point has its own weights, and takes the tiles as it takes the patches of a batch.
+            by_point = x.view(*(3 * [points, self.tiles]), -1).permute(0, 2, 4, 1, 3, 5, 6)
+            products = torch.bmm(by_point.reshape(points**3, self.tiles**3 * batch, -1), self.weight)
+            by_tile = products.view(*(3 * [points]), *(3 * [self.tiles]), -1).permute(0, 3, 1, 4, 2, 5, 6)
+            x = by_tile.reshape(len(self.scatter[0]) ** 3, batch, -1)
+            return _along_axes(self.scatter, x).add_(self.bias)
 
 
 class Direct(nn.Module):
@@ -194,7 +211,7 @@ class SingleChannel(nn.Module):
         self.register_buffer("bias", bias.expand(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x[:, 0], self.weight, self.bias, padding=1)[:, None]
+        return F.conv2d(as_maps(x)[:, 0], self.weight, self.bias, padding=1)[:, None]
 
 
 class SingleOutput(nn.Module):
@@ -206,6 +223,7 @@ class SingleOutput(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = as_maps(x)
         batch, channels, *size = x.shape
         voxels = x.permute(0, 2, 3, 4, 1).reshape(-1, channels)
         y = (self.weight @ voxels.t()).view(3, 3, 3, batch, *size)
@@ -219,7 +237,7 @@ class SingleOutput(nn.Module):
 
 def form_for(kind: str, size: int, weight: Tensor) -> type[nn.Module]:
     """The class that computes a convolution with this weight on maps of this size fastest."""
-    if size * (2 if kind == "up" else 1) <= SMALL:
+    if size * (2 if kind == "up" else 1) <= SMALL or (kind == "same" and size == TILED):
         return Reduced
     if kind == "up" and weight.shape[1] == 1:
         return SingleOutput
@@ -306,7 +324,7 @@ class FoldedUNet(nn.Module):
 
 def as_voxels(x: Tensor) -> Tensor:
     """Maps laid out (voxels, batch, channels), from either layout."""
-    return x if x.dim() == 3 else x.permute(2, 3, 4, 0, 1).flatten(0, 2)
+    return x if x.dim() == 3 else x.permute(2, 3, 4, 0, 1).flatten(0, 2).contiguous()
 
 
 def as_maps(x: Tensor) -> Tensor:
@@ -317,8 +335,12 @@ def as_maps(x: Tensor) -> Tensor:
     return x.unflatten(0, (size, size, size)).permute(3, 4, 0, 1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
-def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
-    """New voxels as linear combinations of the old: matrix (V', V) times x (V, B, C)."""
+def _along_axes(matrix: Tensor, x: Tensor) -> Tensor:
+    """New voxels as linear combinations of the old along each axis, by a matrix (n', n): (n^3, B, C) to (n'^3, …)."""
     if matrix.shape == (1, 1):
         return x
-    return (matrix @ x.flatten(1)).unflatten(1, x.shape[1:])
+    after, before = matrix.shape
+    y = x
+    for axis in range(3):
+        y = torch.matmul(matrix, y.reshape(after**axis, before, -1))
+    return y.view(-1, *x.shape[1:])
