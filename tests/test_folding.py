@@ -5,7 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from func.folding import FORMS, FoldedUNet, Reduced, can_fold, prune, pruned, unet_shapes
+from func.folding import (
+    FORMS,
+    ByPrecision,
+    FoldedUNet,
+    Reduced,
+    ReducedAlongX,
+    as_maps,
+    can_fold,
+    prune,
+    pruned,
+    unet_shapes,
+)
 from func.network import RECIPES, build_network
 
 SMALL_PUBLISHED = {**RECIPES["babyai"], "channels": (4, 6, 8, 10, 12, 14), "num_res_units": 3}
@@ -135,14 +146,23 @@ def test_the_levels_of_few_voxels_are_folded():
     folded = FoldedUNet(network_of(config, 32).state_dict(), config)
     # On 8^3 voxels, to 4^3, 2^3 and 1^3 on the way down, 1^3 at the bottom, 2^3, 4^3 and 8^3 on the way up.
     assert sum(isinstance(module, Reduced) for module in folded.modules()) == 9 + 9 + 11 + 11 + 11 + 2 + 2 + 1
+    # On 16^3 voxels, on the way down and up.
+    assert sum(isinstance(module, ReducedAlongX) for module in folded.modules()) == 9 + 1
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "share"), [(8, 64, 1 / 5), (4, 128, 1 / 6), (2, 256, 1 / 7), (1, 512, 1 / 27)]
+    ("form", "size", "channels", "share"),
+    [
+        (ReducedAlongX, 16, 32, 0.55),
+        (Reduced, 8, 64, 1 / 5),
+        (Reduced, 4, 128, 1 / 6),
+        (Reduced, 2, 256, 1 / 7),
+        (Reduced, 1, 512, 1 / 27),
+    ],
 )
-def test_folding_saves_operations(size, channels, share):
+def test_folding_saves_operations(form, size, channels, share):
     weight, bias = torch.zeros(channels, channels, 3, 3, 3), torch.zeros(channels)
-    reduced = Reduced("same", size, prune(weight, "same", size), bias)
+    reduced = form("same", size, prune(weight, "same", size), bias)
     maps = torch.zeros(1, channels, size, size, size)
     with FlopCounterMode(display=False) as folded:
         reduced(maps)
@@ -156,6 +176,18 @@ def test_folded_network_holds_on_to_nothing_of_the_file():
     storages = {tensor.untyped_storage().data_ptr() for tensor in plain.state_dict().values()}
     folded = FoldedUNet(plain.state_dict(), SMALL_PUBLISHED)
     assert not storages & {tensor.untyped_storage().data_ptr() for tensor in folded.state_dict().values()}
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_few_products_are_for_float32(size):
+    convolution = ByPrecision("same", size, torch.randn(4, 4, 3, 3, 3), torch.randn(4))
+    maps = torch.rand(2, 4, size, size, size)
+    reduced = convolution(maps)
+    assert reduced.dim() < 5
+    with torch.autocast("cpu", torch.bfloat16):
+        direct = convolution(maps)
+    assert direct.dtype == torch.bfloat16
+    torch.testing.assert_close(as_maps(reduced), convolution.direct(maps), rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_stays_close():
