@@ -22,6 +22,7 @@ _FLAGS = [
     "--remote-debugging-pipe",
     "--window-size=1240,1400",
 ]
+_KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Enter": 13}
 
 
 class Browser:
@@ -124,5 +125,13 @@ class Browser:
     def screenshot(self):
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
+    def press(self, selector, key):
+        """A key struck on an element that has the focus."""
+        self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
+
     def pdf(self):
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"])
+        """The page on A4, as a browser prints it unless told otherwise: without backgrounds."""
+        a4 = {"paperWidth": 8.27, "paperHeight": 11.69}
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=False, **a4)["data"])

@@ -35,7 +35,7 @@ def test_a_good_input_gives_no_warning(small_head, slices):
     assert warnings == []
     assert (quality["Plane"], quality["SliceThickness"], quality["SpacingBetweenSlices"]) == ("axial", 3, 3)
     assert quality["Obliqueness"] == 0 and quality["Overlap"] > 0.9
-    assert quality["EvenOddShift"] < 0.2 and quality["EvenOddIntensity"] < 2
+    assert quality["EvenOddShift"] < 0.3 and quality["EvenOddIntensity"] < 2
 
 
 def test_movement_between_the_halves_of_an_interleaved_scan(small_head, slices):
@@ -43,6 +43,15 @@ def test_movement_between_the_halves_of_an_interleaved_scan(small_head, slices):
     quality, warnings = judged(small_head.t1, moved)
     assert quality["EvenOddShift"] == pytest.approx(2, abs=0.7)
     assert any("Even and odd slices lie" in warning for warning in warnings)
+
+
+def test_a_turn_between_the_halves(small_head, slices):
+    """Three degrees about the middle of the slices, which displace nothing on the whole."""
+    turned = odd_slices_changed(slices, lambda odd: ndimage.rotate(odd, 3, axes=(0, 1), reshape=False, order=1))
+    still, moved = (judged(small_head.t1, stack)[0]["EvenOddShift"] for stack in (slices, turned))
+    inside = np.argwhere(slices.max(axis=2) > 0.05 * slices.max())
+    radius = np.sqrt(inside.var(axis=0).sum())
+    assert moved == pytest.approx(np.radians(3) * radius, abs=0.3) and moved > still + 0.3
 
 
 def test_brightness_of_the_halves(small_head, slices):
@@ -58,7 +67,7 @@ def test_jumps_are_in_millimetres(shift):
     sizes = np.array([0.8, 1.5])
     blobs[..., 4] = ndimage.shift(blobs[..., 4], np.array(shift) / sizes, order=3, mode="nearest")
     shifts, brightness = slice_jumps(blobs, sizes)
-    np.testing.assert_allclose(shifts[3], shift, atol=0.15)
+    np.testing.assert_allclose(shifts[3], [*shift, 0], atol=0.15)
     assert abs(shifts[[0, 1, 5, 6]]).max() < 0.1 and abs(brightness).max() < 0.05
 
 
@@ -131,7 +140,12 @@ def test_a_brain_alone_and_a_head(small_head):
     assert not is_stripped(image_of(small_head.t2.get_fdata() + noise, small_head.t2.affine))
 
 
-@pytest.mark.parametrize(("label", "axis", "thickness"), [("A03", 2, 4), ("A12", 1, 6), ("B06", 0, 3), ("B12", 2, 2)])
+def test_scans_that_change_places(small_head):
+    swapped = acquire(small_head.t1.get_fdata(dtype=np.float32), GEOMETRY)
+    assert any("T1w's contrast" in warning for warning in judged(small_head.t2, swapped)[1])
+
+
+@pytest.mark.parametrize(("label", "axis", "thickness"), [("A03", 2, 4), ("A12", 1, 6), ("B06", 2, 6), ("B12", 2, 2)])
 def test_real_infants_give_no_warning(real_data, label, axis, thickness):
     t1, t2 = (read_volume(real_data / "pairs" / f"sub-{label}_{suffix}.nii.gz") for suffix in ("T1w", "T2w"))
     array = np.asarray(t2.dataobj)

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy import ndimage
 
 from browser import CHROMIUM, Browser
 from func import report
@@ -180,6 +181,25 @@ def shown(browser):
     return float(re.search(r"([\d.]+)%\)", style)[1])
 
 
+def test_the_square_shows_where_the_zoom_is(browser, folder):
+    """What the browser draws around in the plane of the zoom looks like the zoom."""
+    figure = next((folder / "figures").rglob("sub-001*.svg"))
+    plane = re.search(r'data-zoom="(\w+)"', figure.read_text())[1]
+    left, top, side = (float(share) / 100 for share in re.search(r'data-box="([^"]+)"', figure.read_text())[1].split())
+    panels = panels_of(figure)
+    ticks = np.linspace(0, 255, 256) / 255 * side * 256
+    rows, columns = np.meshgrid(top * 256 + ticks, left * 256 + ticks, indexing="ij")
+    whole, zoomed = (panels["t1w", column][..., 0].astype(float) for column in (plane, "zoom"))
+    enlarged = ndimage.map_coordinates(whole, [rows, columns], order=1)
+    assert np.corrcoef(enlarged.ravel(), zoomed.ravel())[0, 1] > 0.95
+
+    browser.open(folder / "report.html")
+    drawn = browser.run("(b => [b.left, b.top, b.width].map(parseFloat))(getComputedStyle("
+                        f"document.querySelector('#case-3 .panel.{plane} .zoomed'), '::after'))")  # fmt: skip
+    width = browser.run(f"document.querySelector('#case-3 .panel.{plane}').getBoundingClientRect().width")
+    np.testing.assert_allclose(drawn, width * np.array([left, top, side]), atol=1)
+
+
 def test_the_page_works_in_a_browser(browser, folder):
     browser.open(folder / "report.html")
     assert browser.run("[...document.images].every(image => image.naturalWidth === 256)")
@@ -195,6 +215,11 @@ def test_the_page_works_in_a_browser(browser, folder):
     browser.mouse("mouseMoved", *browser.middle(".compare .axial", 0.25))
     assert shown(browser) == pytest.approx(25, abs=1)
     assert browser.screenshot() != before
+
+    browser.press("input[type=range]", "ArrowRight")
+    assert shown(browser) == pytest.approx(26, abs=1)
+    browser.press("input[type=range]", "Home")
+    assert shown(browser) == 0
 
     browser.click(".flicker")
     assert shown(browser) in (0, 100)
@@ -220,7 +245,8 @@ def test_the_page_works_in_a_browser(browser, folder):
 
 def test_it_prints_both_images_and_no_controls(browser, folder):
     browser.open(folder / "report.html")
-    assert browser.pdf().startswith(b"%PDF")
+    # The table, and a page for each of three scans; the last lines may need one more.
+    assert len(re.findall(rb"/Type\s*/Page\b", browser.pdf())) in (4, 5)
     assert browser.run("[...document.querySelectorAll('details')].every(details => details.open)")
     browser.call("Emulation.setEmulatedMedia", media="print")
     tops = "['cubic', 'reconstruction'].map(row => document.querySelector('.row.' + row).getBoundingClientRect().top)"

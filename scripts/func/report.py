@@ -24,7 +24,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from func.errors import BabyAIError
-from func.volumes import RESULT_ENTITY, atomic, read_volume, save_json, sidecar_path, stem_of
+from func.volumes import RESULT_ENTITY, atomic, read_sidecar, read_volume, save_json, sidecar_path, stem_of
 
 REPORT = "report.html"
 FIGURES = "figures"
@@ -41,6 +41,7 @@ _RIM = (8.0, 16.0)  # mm below the head's surface, where the middle of a zoom on
 _OFF_MIDLINE = 14.0  # mm from it lies the middle of a coronal zoom, at least
 _BESIDE_MIDLINE = np.array([5.0, 0, 0])  # in the fissure between the hemispheres there is little to see
 _JPEG_QUALITY = 86
+UNCERTAINTY_TOP = 0.25  # of the T2w's 99th percentile, drawn brightest: one scale for all cases, to compare them by
 _SVG = "http://www.w3.org/2000/svg"
 _TRIES = 10
 
@@ -79,35 +80,47 @@ def draw_figure(path: Path, scans: Scans) -> None:
     Raises:
         BabyAIError: the figure could not be written.
     """
-    panels, zoomed = _panels(scans)
+    panels, zoomed, box = _panels(scans)
     rows = [row for row in ROWS if (row, "axial") in panels]
     left, top, step = 120, 28, _PIXELS + 6
     svg = ElementTree.Element(
-        "svg", xmlns=_SVG, viewBox=f"0 0 {left + 4 * step} {top + len(rows) * step}", **{"data-zoom": zoomed}
-    )
+        "svg", xmlns=_SVG, viewBox=f"0 0 {left + 4 * step} {top + len(rows) * step}",
+        **{"data-zoom": zoomed, "data-box": " ".join(f"{100 * share:.2f}" for share in box)},
+    )  # fmt: skip
     ElementTree.SubElement(svg, "title").text = f"{stem_of(path)}: T1w, cubic interpolation and reconstruction"
     ElementTree.SubElement(svg, "rect", width="100%", height="100%")
     label = {"fill": "white", "font-family": "sans-serif", "font-size": "15"}
     for j, column in enumerate(COLUMNS):
         text = ElementTree.SubElement(svg, "text", x=str(left + j * step), y="18", **label)
         text.text = f"{zoomed}, {_ZOOM:.0f} mm" if column == "zoom" else column
+    titles = {**ROWS, "uncertainty": f"0 to ±{100 * UNCERTAINTY_TOP:.0f} %"}
     for i, row in enumerate(rows):
-        ElementTree.SubElement(svg, "text", x="6", y=str(top + i * step + 20), **label).text = ROWS[row]
+        ElementTree.SubElement(svg, "text", x="6", y=str(top + i * step + 20), **label).text = titles[row]
         for j, column in enumerate(COLUMNS):
             ElementTree.SubElement(
                 svg, "image", id=f"{row}-{column}", x=str(left + j * step), y=str(top + i * step),
                 width=str(_PIXELS), height=str(_PIXELS), href=panels[row, column],
             )  # fmt: skip
+    x, y, side = (_PIXELS * share for share in box)
+    ElementTree.SubElement(
+        svg, "rect", id="zoomed", x=f"{left + COLUMNS.index(zoomed) * step + x:.1f}", y=f"{top + y:.1f}",
+        width=f"{side:.1f}", height=f"{side:.1f}", fill="none", stroke="white",
+    )  # fmt: skip
     with atomic(path) as temporary:
         ElementTree.ElementTree(svg).write(temporary, encoding="utf-8", xml_declaration=True)
 
 
-def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str]:
-    """Every panel of a figure, by row and column, as a data URI; and the plane that the zoom shows."""
+def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str, tuple[float, float, float]]:
+    """Every panel of a figure, by row and column, as a data URI; and the plane that the zoom shows.
+
+    Last where in that plane: left, top and side of the square, as shares of a panel.
+    """
     images = {"t1w": scans.t1, "cubic": scans.t2, "reconstruction": scans.result, "uncertainty": scans.uncertainty}
     frames = {"cubic": scans.t1_to_t2}
     white = {row: _white(image) for row, image in images.items() if image is not None}
     white["cubic"] = white["reconstruction"]
+    if "uncertainty" in white:
+        white["uncertainty"] = UNCERTAINTY_TOP * _white(scans.result, 99)
     centre, width = _view(scans.result)
     panels = {}
     for plane in PLANES:
@@ -119,15 +132,19 @@ def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str]:
     for row, top in white.items():
         panels[row, "zoom"] = _sampled(images[row], points, frames.get(row, np.eye(4))), top
     colours = {"uncertainty": "inferno"}
-    return {key: _jpeg(values, top, colours.get(key[0], "gray")) for key, (values, top) in panels.items()}, zoomed
+    drawn = {key: _jpeg(values, top, colours.get(key[0], "gray")) for key, (values, top) in panels.items()}
+    across, up = (axis for axis in range(3) if axis != PLANES[zoomed])
+    x, y = (middle - centre)[across] / width, (centre - middle)[up] / width
+    side = _ZOOM / width
+    return drawn, zoomed, (0.5 + x - side / 2, 0.5 + y - side / 2, side)
 
 
-def _white(image: nib.Nifti1Image) -> float:
-    """The intensity shown white: the 99.5th percentile of what is not air."""
+def _white(image: nib.Nifti1Image, percentile: float = 99.5) -> float:
+    """The intensity shown white: a percentile of what is not air."""
     array = np.asarray(image.dataobj).ravel()
     array = array[:: max(1, array.size // 500_000)]
     bright = array[array > 0]
-    return float(np.percentile(bright, 99.5)) if bright.size else 1.0
+    return float(np.percentile(bright, percentile)) if bright.size else 1.0
 
 
 def _view(image: nib.Nifti1Image) -> tuple[np.ndarray, float]:
@@ -224,7 +241,9 @@ class Reporter:
         """Draw the figure of a result that has been written; scans not at hand are read from their files."""
         with self._spared(f"The figure of {result.name}"):
             t1, t2 = (read_volume(scan) if isinstance(scan, Path) else scan for scan in (t1, t2))
-            image = image or read_volume(result)
+            if image is None:
+                image = read_volume(result)
+                t1_to_t2 = read_sidecar(result).get("Registration", {}).get("T1wToT2w")
             scans = Scans(t1, t2, image, np.eye(4) if t1_to_t2 is None else np.asarray(t1_to_t2), uncertainty)
             draw_figure(figure_path(result, self._output_dir), scans)
 
@@ -312,6 +331,9 @@ def _page(output_dir: Path, files: list[Path]) -> str:
         failures=failures,
         columns=COLUMNS,
         rows=ROWS,
+        uncertainty_top=f"{100 * UNCERTAINTY_TOP:.0f} %",
+        has_uncertainty=any("uncertainty" in case["panels"] for case in cases),
+        made_with=sorted({(case["version"], case["weights"]) for case in cases}),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         folder=output_dir.resolve().name,
     )
@@ -334,28 +356,31 @@ def _case(figure: Path, output_dir: Path) -> dict | None:
         return None
     sidecar = _read(sidecar_path(result))
     current = has_figure(result, output_dir)
-    panels, zoomed = _read_figure(figure) if current else ({}, "")
+    panels, zoomed, box = _read_figure(figure) if current else ({}, "", [])
     return {
         "name": stem_of(result).replace(f"_{RESULT_ENTITY}", ""),
         "link": result.relative_to(output_dir).as_posix(),
         "warnings": [str(warning) for warning in sidecar.get("Warnings", [])],
         "panels": panels,
         "zoomed": zoomed,
+        "box": box,
         "summary": _summary(sidecar),
         "facts": _facts(sidecar),
         "origin": _origin(sidecar),
+        "version": str(_part(sidecar, "Versions").get("BABY-AI", "unknown")),
+        "weights": _weights(sidecar),
     }
 
 
-def _read_figure(path: Path) -> tuple[dict[str, dict[str, str]], str]:
-    """The panels of a figure by row and column, and the plane of its zoom."""
+def _read_figure(path: Path) -> tuple[dict[str, dict[str, str]], str, list[str]]:
+    """The panels of a figure by row and column, the plane of its zoom, and where in it, in percent of a panel."""
     try:
         svg = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError):
-        return {}, ""
+        return {}, "", []
     found = {image.get("id"): image.get("href") for image in svg.iter(f"{{{_SVG}}}image")}
     panels = {row: {column: found[f"{row}-{column}"] for column in COLUMNS} for row in ROWS if f"{row}-zoom" in found}
-    return panels, svg.get("data-zoom", "")
+    return panels, svg.get("data-zoom", ""), svg.get("data-box", "").split()
 
 
 def _summary(sidecar: dict) -> dict[str, tuple[float | str | None, str]]:
@@ -392,6 +417,8 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Slice against neighbours", _text(quality.get("SliceShift"), "{:.2f} mm")),
         ("T1w and T2w overlap", _text(_percent(quality.get("Overlap")), "{:.0f} %")),
         ("… correlation", _text(quality.get("Correlation"), "{:.2f}")),
+        ("T1w, median of brightest", _text(_percent(quality.get("T1wMedian")), "{:.0f} %")),
+        ("T2w, median of brightest", _text(_percent(quality.get("T2wMedian")), "{:.0f} %")),
         ("Head volume", _text(quality.get("HeadVolume"), "{:.0f} ml")),
     ]
     agreement = [
@@ -409,16 +436,21 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
 
 def _origin(sidecar: dict) -> list[tuple[str, str]]:
     """How a result was made: sources, weights, settings and versions."""
-    weights, computed = _part(sidecar, "Weights"), _part(sidecar, "Computed")
+    computed = _part(sidecar, "Computed")
     versions = ", ".join(f"{name} {number}" for name, number in _part(sidecar, "Versions").items())
     lines = [
         ("Sources", ", ".join(map(str, sidecar.get("Sources", [])))),
-        ("Weights", f"{weights.get('Name', '–')} ({weights.get('Recipe', '–')}), SHA-256 {weights.get('SHA256', '–')}"),
+        ("Weights", _weights(sidecar)),
         ("Computed on", ", ".join(str(value) for value in computed.values())),
         ("Settings", ", ".join(f"{key} {value}" for key, value in _part(sidecar, "Settings").items())),
         ("Versions", versions),
     ]
     return [(label, text) for label, text in lines if text]
+
+
+def _weights(sidecar: dict) -> str:
+    weights = _part(sidecar, "Weights")
+    return f"{weights.get('Name', '–')} ({weights.get('Recipe', '–')}), SHA-256 {weights.get('SHA256', '–')}"
 
 
 def _part(sidecar: dict, key: str) -> dict:
