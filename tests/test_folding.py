@@ -15,6 +15,7 @@ from func.folding import (
     can_fold,
     prune,
     pruned,
+    pruned_shapes,
     unet_shapes,
 )
 from func.network import RECIPES, build_network
@@ -124,6 +125,7 @@ def test_most_of_the_published_network_never_meets_data():
     centre_only = [name for name in kept if whole[name].shape[-3:] == (3, 3, 3) and kept[name].shape[-1] == 1]
     corner_only = [name for name in kept if whole[name].shape[-3:] == (3, 3, 3) and kept[name].shape[-1] == 2]
     assert (len(centre_only), len(corner_only)) == (19, 3)
+    assert pruned_shapes(config) == {name: tuple(tensor.shape) for name, tensor in kept.items()}
     assert sum(whole[name].numel() for name in centre_only) == 332_660_736
     assert sum(tensor.numel() for tensor in whole.values()) == 379_053_826
     assert sum(tensor.numel() for tensor in kept.values()) == 46_262_018

@@ -12,8 +12,8 @@ import torch
 
 from func import network
 from func.errors import BabyAIError
-from func.folding import FoldedUNet
-from func.network import build_network, load_weights, save_folded, save_weights
+from func.folding import FoldedUNet, pruned_shapes
+from func.network import FOLDED, RECIPES, build_network, load_weights, save_folded, save_weights
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = {"channels": (4, 5, 6), "strides": (2, 2), "num_res_units": 2}
@@ -237,3 +237,29 @@ def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         save_weights(path, "compact", {}, {"epoch": 2})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+RUNS_A_BATCH = """
+import sys
+from pathlib import Path
+import torch
+from func.network import load_weights
+network = load_weights(sys.argv[1]).network
+Path("/proc/self/clear_refs").write_text("5")
+with torch.inference_mode():
+    network(torch.rand(16, 2, 32, 32, 32))
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(1024 * int(peak.split()[1]), "sympy" in sys.modules, "monai" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux forgets a peak of memory")
+def test_the_published_network_runs_in_a_gigabyte_and_imports_nothing_slow(tmp_path):
+    shapes = pruned_shapes(RECIPES["babyai"])
+    save_weights(tmp_path / "folded.pth", FOLDED, {n: torch.zeros(1).expand(shape) for n, shape in shapes.items()}, {})
+    command = [sys.executable, "-c", RUNS_A_BATCH, tmp_path / "folded.pth"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    peak, sympy, monai = run.stdout.split()
+    assert int(peak) < 1e9
+    assert (sympy, monai) == ("False", "False")

@@ -155,6 +155,17 @@ def prune(weight: Tensor, kind: str, size: int) -> Tensor:
     return weight if weight.shape[-1] == count else weight[..., taps, taps, taps]
 
 
+def pruned_shapes(config: Mapping[str, Any], patch: int = 32) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that ``pruned`` makes of the state_dict of MONAI's ``UNet(**config)``."""
+    depth = len(config["channels"]) - 1
+    # Tensors on the meta device would do, too, but the first of them has PyTorch import SymPy, which takes seconds.
+    whole = {name: torch.empty(1).expand(shape) for name, shape in unet_shapes(config).items()}
+    return {
+        name: tuple((prune(tensor, *kind_and_size(name, depth, patch)) if tensor.dim() == 5 else tensor).shape)
+        for name, tensor in whole.items()
+    }
+
+
 def pruned(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], patch: int = 32) -> dict[str, Tensor]:
     """The state_dict with only the taps that meet data in patches of this size: what a folded file holds."""
     depth = len(config["channels"]) - 1
@@ -175,9 +186,9 @@ class Reduced(nn.Module):
         scatter, taps, gather = (torch.from_numpy(matrix.astype(np.float32)) for matrix in FORMS[kind](size))
         self.tiles = len(gather) // len(taps)
         taps = taps[:, taps_that_meet_data(kind, size)]
-        products = _along_axes(taps, weight.permute(2, 3, 4, 0, 1).flatten(0, 2).contiguous())
+        by_tap = weight.flatten(2).permute(2, 0, 1) if kind == "up" else weight.flatten(2).permute(2, 1, 0)
         self.register_buffer("gather", gather)
-        self.register_buffer("weight", products if kind == "up" else products.mT.contiguous())
+        self.register_buffer("weight", _along_axes(taps, by_tap.contiguous()))
         self.register_buffer("scatter", scatter)
         self.register_buffer("bias", bias)
 
