@@ -23,6 +23,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -152,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
                 processes.tell(f"The run {run.name} is complete: {run.weights}")
                 return 0
             failure = 1
-            with alone_on(run) if processes.rank == 0 else contextlib.nullcontext():
+            with contextlib.ExitStack() as held:
+                processes.agree(lambda: held.enter_context(alone_on(run)))
                 return train(run, arguments, processes, stop)
         except BabyAIError as error:
             processes.tell(f"training.py: {error}", file=sys.stderr)
@@ -168,8 +170,10 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
     batch_size = settings["batch_size"]
     if batch_size % processes.count:
         raise BabyAIError(f"A batch of {batch_size} cannot be shared by {processes.count} processes; set --batch-size.")
-    device, precision = choose_device(processes.device(arguments.device), arguments.precision)
-    data = prepare_data(run, arguments.data_dir)
+    device, precision = processes.together(
+        lambda: choose_device(processes.device(arguments.device), arguments.precision)
+    )
+    data = processes.together(lambda: prepare_data(run, arguments.data_dir))
     job = Job(run, data, device, precision, processes, stop)
     for error in data.errors:
         tell(f"FAILED {error}", file=sys.stderr)
@@ -214,8 +218,8 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
         if progress.step > first and (stopping or validating or progress.step % arguments.checkpoint_every == 0):
             # Before validation, which takes its time, so that being killed in it costs nothing.
             recent.check(progress.step)
-            if processes.rank == 0:
-                save_checkpoint(run.folder, progress.step, state(run, progress, network, mean, optimizers))
+            content = state(run, progress, network, mean, optimizers)
+            processes.agree(partial(save_checkpoint, run.folder, progress.step, content))
         if stopping:
             raise Stopped(stopping, f"at step {progress.step} of {steps}; --resume goes on from there.")
         if validating:
@@ -228,8 +232,8 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
                 board.add_scalars("validation", metrics, progress.step)
             if metrics:
                 tell(f"step {progress.step} validation: {told(metrics)}{' (best)' if progress.is_best else ''}")
-            if progress.is_best and processes.rank == 0:
-                save_best(job, mean.network, progress)
+            if progress.is_best:
+                processes.agree(partial(save_best, job, mean.network, progress))
         if progress.step == steps:
             break
 

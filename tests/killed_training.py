@@ -1,9 +1,10 @@
-"""training.py that kills itself with SIGKILL while it writes its second checkpoint, or the table of all runs.
+"""training.py that meets a fault: killed as it writes its second checkpoint or the table of all runs, or a full disk.
 
-python tests/killed_training.py checkpoint|table training-arguments ...
+python tests/killed_training.py checkpoint|table|full training-arguments ...
 """
 
 import csv
+import errno
 import os
 import signal
 import sys
@@ -39,7 +40,16 @@ def die_writing_table() -> None:
     csv.DictWriter = HalfWriter
 
 
+def fill_disk() -> None:
+    def full(content, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    torch.save = full
+
+
+FAULTS = {"checkpoint": die_writing_checkpoint, "table": die_writing_table, "full": fill_disk}
+
 if __name__ == "__main__":
     where, *arguments = sys.argv[1:]
-    {"checkpoint": die_writing_checkpoint, "table": die_writing_table}[where]()
+    FAULTS[where]()
     sys.exit(training.main(arguments))

@@ -25,7 +25,7 @@ JOB = {
     "SLURM_ARRAY_TASK_COUNT": "8",
 }
 STUBS = {
-    "srun": 'exec "$@"',
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "scontrol": 'echo "scontrol $*" >> "$LOG"; [ "$1" != show ] || printf "gpu07\\ngpu08\\n"',
     "python": 'printf "%s\\n" "$@" > "$LOG.arguments"; env > "$LOG.environment"; exit "${EXIT_CODE:-0}"',
 }

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -192,7 +193,7 @@ def test_a_truncated_checkpoint_is_noticed(train, monkeypatch):
         signalled_at(4, signal.SIGTERM, patched)
         _, _, folder = train("cut", *settings)
     last = sorted(folder.glob("checkpoint-*.pt"))
-    assert len(last) == 2
+    assert [path.name for path in last] == ["checkpoint-000000003.pt", "checkpoint-000000004.pt"]
     os.truncate(last[-1], last[-1].stat().st_size // 2)
     code, printed, _ = train("cut", *settings, "--resume")
     assert code == 0 and "damaged" in printed and "steps 3 to 6" in printed
@@ -224,14 +225,16 @@ def command(shapes_data: Path, output: Path, run: str, *arguments: str) -> list[
     return [*paths, *TINY["compact"], *STEADY, *arguments]
 
 
+KILLED_TRAINING = Path(__file__).with_name("killed_training.py")
+
+
 @pytest.mark.parametrize("where", ["checkpoint", "table"])
 def test_a_killed_run_resumes(train, shapes_data, tmp_path, where):
     other = {"run": "earlier", "recipe": "compact"}
     runs.add_row(tmp_path / "training_info.csv", other)
     settings = ["--steps", "4", "--validate-every", "100", "--checkpoint-every", "1"]
     arguments = command(shapes_data, tmp_path, "killed", *settings)
-    script = Path(__file__).with_name("killed_training.py")
-    killed = subprocess.run([sys.executable, script, where, *arguments], capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, KILLED_TRAINING, where, *arguments], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [row["run"] for row in runs.read_rows(tmp_path / "training_info.csv")] == ["earlier"]
     code, printed, folder = train("killed", *settings, "--resume")
@@ -243,7 +246,8 @@ def test_a_killed_run_resumes(train, shapes_data, tmp_path, where):
     assert float((tensors(whole)["network.stem.weight"] - tensors(folder)["network.stem.weight"]).abs().max()) < 1e-6
 
 
-def test_two_processes_do_what_one_does(train, shapes_data, tmp_path):
+def test_two_processes_do_what_one_does(train, shapes_data, tmp_path, monkeypatch):
+    monkeypatch.undo()  # validation as the command has it
     settings = ["--steps", "4", "--validate-every", "2", "--batch-size", "4"]
     _, alone, whole = train("one", *settings)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -259,7 +263,54 @@ def test_two_processes_do_what_one_does(train, shapes_data, tmp_path):
     first, second = tensors(whole), tensors(tmp_path / "runs" / "two")
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
-    assert len(runs.read_rows(tmp_path / "training_info.csv")) == 2
+    rows = {row["run"]: row for row in runs.read_rows(tmp_path / "training_info.csv")}
+    assert sorted(rows) == ["one", "two"]
+    for name in ("validation_loss", "validation_psnr", "validation_ssim", "validation_cubic_psnr", "test_psnr"):
+        assert float(rows["two"][name]) == pytest.approx(float(rows["one"][name]), rel=1e-3), name
+
+
+def as_srun_does(count: int, *line) -> list[subprocess.Popen]:
+    """The processes of a job step, each told its rank as srun tells it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    step = {"SLURM_STEP_NUM_TASKS": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    step |= {"OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *line],
+            env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def test_a_signal_to_one_of_two_stops_both_at_one_checkpoint(train, shapes_data, tmp_path):
+    settings = ["--steps", "100", "--validate-every", "100"]
+    arguments = command(shapes_data, tmp_path, "signalled", *settings)
+    first, second = as_srun_does(2, SCRIPTS / "training.py", *arguments)
+    while not first.stdout.readline().startswith("step 2"):
+        assert first.poll() is None, first.stderr.read()
+    second.send_signal(signal.SIGUSR1)
+    _, told = first.communicate(timeout=100)
+    assert second.communicate(timeout=100) == ("", "")
+    assert first.returncode == second.returncode == 138
+    assert told.startswith("Stopped by SIGUSR1 at step ") and told.count("\n") == 1
+    step = int(re.search(r"step (\d+) of 100", told)[1])
+    code, printed, _ = train("signalled", *settings, "--resume")
+    assert code == 0 and f"steps {step} to 100" in printed and "on 1 x cpu" in printed
+
+
+def test_a_full_disk_is_told_once_by_two(shapes_data, tmp_path):
+    arguments = command(shapes_data, tmp_path, "full", "--steps", "4", "--checkpoint-every", "1")
+    processes = as_srun_does(2, KILLED_TRAINING, "full", *arguments)
+    told = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "the disk is full" in told[0] and told[0].count("\n") == 1 and told[1] == ""
+    assert not list(tmp_path.rglob("*.pt*")) and not (tmp_path / "training_info.csv").exists()
 
 
 def test_a_batch_must_be_shareable(train, monkeypatch):
@@ -333,6 +384,35 @@ def test_a_full_disk_is_told(train, monkeypatch):
     assert code == 1 and "disk is full" in printed
     code, _, _ = train("full", "--steps", "2", "--checkpoint-every", "1", "--resume")
     assert code == 0
+
+
+def test_an_output_folder_removed_in_mid_run_is_told(train, tmp_path, monkeypatch):
+    update = RunningMean.update
+
+    def update_and_remove(self, network, now):
+        update(self, network, now)
+        if now == 3:
+            shutil.rmtree(tmp_path / "out")
+
+    settings = ["--steps", "4", "--checkpoint-every", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(RunningMean, "update", update_and_remove)
+        code, printed, _ = train("gone", *settings, output=tmp_path / "out")
+    assert code == 1
+    curves, checkpoint = [line for line in printed.splitlines() if not line.startswith(("gone:", "step "))]
+    assert "its curves end here" in curves and "was removed meanwhile" in checkpoint
+    assert not (tmp_path / "out").exists()
+    code, printed, _ = train("gone", *settings, "--resume", output=tmp_path / "out")
+    assert code == 0 and "steps 0 to 4" in printed
+
+
+def test_a_run_killed_as_it_begins_can_begin_again(train, tmp_path):
+    folder = tmp_path / "runs" / "[1] half"
+    folder.mkdir(parents=True)
+    (folder / "split.csv").write_text("subject,part\n")
+    for expected in ("steps 0 to 1", "is complete"):
+        code, printed, _ = train("[1] half", "--steps", "1", "--resume")
+        assert code == 0 and expected in printed
 
 
 def test_rows_of_different_versions_share_a_table(tmp_path):

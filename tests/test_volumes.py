@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -160,6 +161,20 @@ class TestReading:
         monkeypatch.setattr(np, "frombuffer", None)
         with pytest.raises(BabyAIError, match="truncated"):
             read_volume(path)
+
+    @pytest.mark.parametrize("scaling", [(1, 0), (0.5, 3)])
+    def test_reading_takes_little_more_memory_than_the_volume(self, tmp_path, scaling):
+        image = nib.Nifti1Image(np.tile(some_array((128, 128, 1)).astype(np.float64), (1, 1, 256)), np.eye(4))
+        content = bytearray(image.to_bytes())
+        content[112:120] = np.array(scaling, "<f4").tobytes()
+        (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(content, compresslevel=1))
+        tracemalloc.start()
+        volume = read_volume(tmp_path / "scan.nii.gz")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        expected = (image.get_fdata() * scaling[0] + scaling[1]).astype(np.float32)
+        np.testing.assert_array_equal(volume.dataobj, expected)
+        assert peak < 2 * expected.nbytes, "the file holds twice as many bytes"
 
 
 class TestGrids:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,23 +78,34 @@ class Recent:
 
 
 class Board:
-    """TensorBoard's log of a run; what was logged after the step that a run resumes from is dropped."""
+    """TensorBoard's log of a run; what was logged after the step that a run resumes from is dropped.
+
+    Where it cannot be written (disk full, folder gone), that is told once: curves are not worth a run.
+    """
 
     def __init__(self, folder: Path, step: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise BabyAIError("TensorBoard is missing; pip install -r requirements_training.txt") from None
-        self._writer = SummaryWriter(folder, purge_step=step + 1)
+        self._folder, self._writer = folder, None
+        leave_writing_faults_to_the_caller()
+        with self._faults_told():
+            self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def add_scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """A point on each of the curves."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
-        self._writer.flush()
+        if self._writer is None:
+            return
+        with self._faults_told():
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._writer.flush()
 
     def add_picture(self, group: str, case: Case, result: nib.Nifti1Image, step: int) -> None:
         """Cubic interpolation, the output and the truth beside each other, in the three middle planes."""
+        if self._writer is None:
+            return
         volumes = [np.asarray(case.t2.dataobj), np.asarray(result.dataobj), case.truth]
         rows = []
         for axis in range(3):
@@ -100,7 +113,29 @@ class Board:
             rows.append(np.hstack(planes))
         width = max(row.shape[1] for row in rows)
         picture = np.vstack([np.pad(row, [(0, 0), (0, width - row.shape[1])]) for row in rows])
-        self._writer.add_image(f"{group}/cubic, output, truth: {case.name}", picture.clip(0, 1), step, dataformats="HW")
+        name = f"{group}/cubic, output, truth: {case.name}"
+        with self._faults_told():
+            self._writer.add_image(name, picture.clip(0, 1), step, dataformats="HW")
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            print(f"{self._folder} cannot be written ({error.strerror}); its curves end here.", file=sys.stderr)
+
+
+def leave_writing_faults_to_the_caller() -> None:
+    """TensorBoard writes in a thread and raises that thread's OSError in the next call; one telling is enough."""
+    before = threading.excepthook
+
+    def tell_others(fault) -> None:
+        if not isinstance(fault.exc_value, OSError):
+            before(fault)
+
+    threading.excepthook = tell_others
 
 
 def told(values: Mapping[str, float]) -> str:

@@ -38,7 +38,7 @@ class Processes:
             print(text, file=file, flush=True)
 
     def agree(self, decide: Callable):
-        """What the first process decides, or the error it meets, on all of them."""
+        """What the first process decides or writes, or the error it meets, on all of them; none goes on before it."""
         outcome = None
         if self.rank == 0:
             try:
@@ -51,6 +51,21 @@ class Processes:
             outcome = shared[0]
         if isinstance(outcome, BabyAIError):
             raise outcome
+        return outcome
+
+    def together(self, do: Callable):
+        """What this process has done, once all have; or the first error that one of them meets, on all of them."""
+        outcome = error = None
+        try:
+            outcome = do()
+        except BabyAIError as met:
+            error = met
+        errors = [error]
+        if self.count > 1:
+            errors = [None] * self.count
+            dist.all_gather_object(errors, error)
+        for error in filter(None, errors):
+            raise error
         return outcome
 
     def any(self, flag: int) -> int:

@@ -63,23 +63,29 @@ def new_run(run: Run) -> Run:
     Raises:
         BabyAIError: there is such a run, or the folder cannot be written.
     """
-    if run.folder.exists():
+    if _settings_of(run.folder).exists():
         raise BabyAIError(f"{run.folder} is there already; resume it with --resume, or give another --name.")
     with atomic(run.folder / "split.csv") as unfinished:
         lines = ["subject,part", *(f"sub-{label},{part}" for label, part in run.parts.items())]
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    save_json(run.folder / "settings.json", run.settings)
+    # Last, so that a process killed before leaves nothing that looks like a run.
+    save_json(_settings_of(run.folder), run.settings)
     return run
 
 
 def find_run(output_dir: Path, name: str | None) -> Run | None:
     """A run as it was begun; the one begun last where no name is given. None where there is no such run."""
-    written = (output_dir / "runs").glob(f"{name or '*'}/settings.json")
+    folders = [output_dir / "runs" / name] if name else (output_dir / "runs").glob("*")
+    written = [_settings_of(folder) for folder in folders if _settings_of(folder).exists()]
     path = max(written, key=lambda path: path.stat().st_mtime, default=None)
     if path is None:
         return None
     settings = json.loads(path.read_text(encoding="utf-8"))
     return Run(path.parent.name, output_dir, settings, read_split(path.with_name("split.csv")))
+
+
+def _settings_of(folder: Path) -> Path:
+    return folder / "settings.json"
 
 
 def read_split(path: Path) -> dict[str, str]:
@@ -114,6 +120,8 @@ def save_checkpoint(folder: Path, step: int, content: dict) -> None:
     Raises:
         BabyAIError: it could not be written.
     """
+    if not _settings_of(folder).exists():
+        raise BabyAIError(f"{folder} was removed meanwhile, so that nothing could be resumed from it; run again.")
     path = folder / f"checkpoint-{step:09d}.pt"
     with atomic(path) as unfinished:
         try:
@@ -125,13 +133,14 @@ def save_checkpoint(folder: Path, step: int, content: dict) -> None:
 
 
 def last_checkpoint(folder: Path) -> dict | None:
-    """What the last whole checkpoint holds, on the CPU; damaged ones after it are told of and removed."""
+    """What the last whole checkpoint holds, on the CPU; damaged ones after it are told of and set aside."""
     for path in reversed(_checkpoints(folder)):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
-            print(f"{path} is damaged, and removed; going back to the checkpoint before it.")
-            path.unlink(missing_ok=True)
+            # Not deleted: it may be the memory that failed, not the file.
+            aside = path.replace(path.with_suffix(".damaged"))
+            print(f"{path} is damaged, and set aside as {aside.name}; going back to the checkpoint before it.")
     return None
 
 

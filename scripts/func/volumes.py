@@ -35,6 +35,7 @@ _MAX_VOXELS = 2**28
 _MAX_OFFSET = 2**26
 # Deflate cannot shrink anything further than this, so a smaller file cannot hold what its header declares.
 _MAX_DEFLATE_RATIO = 1032
+_READ_AT_ONCE = 2**22  # bytes
 _MAX_SIDECAR_BYTES = 2**24
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[a-zA-Z0-9]+-[^_]+)*)_(?P<suffix>T[12]w)\.nii(?:\.gz)?")
 # How an acq label says what scripts/synthesize_anisotropic.py made: axial4mm, coronal2p5mm.
@@ -150,22 +151,28 @@ def _read_data(path: Path, stream, header: nib.Nifti1Header, shape: tuple[int, i
     ratio = _MAX_DEFLATE_RATIO if isinstance(stream, gzip.GzipFile) else 1
     if path.stat().st_size * ratio < offset + size:
         raise EOFError
-    stream.seek(int(offset))
-    raw = stream.read(size)
-    if len(raw) < size:
-        raise EOFError
-    # Reading on to the end of a compressed stream checks its checksum.
-    if isinstance(stream, gzip.GzipFile) and len(stream.read(2**16)) == 2**16:
-        raise BabyAIError(f"{path} goes on long after the data that its header declares; convert it again.")
-    array = np.frombuffer(raw, dtype).reshape(shape, order="F")
     try:
         slope, intercept = header.get_slope_inter()
     except nib.spatialimages.HeaderDataError:
         raise BabyAIError(f"{path} has a damaged intensity scaling in its header; convert it again.") from None
-    with np.errstate(all="ignore"):
-        if slope is not None and (slope, intercept) != (1.0, 0.0):
-            array = array.astype(np.float64) * slope + intercept
-        return np.array(array, dtype=np.float32, order="C")
+    scaled = slope is not None and (slope, intercept) != (1.0, 0.0)
+    stream.seek(int(offset))
+    # In slabs, so that little more than the result is held in memory, whatever the type in the file.
+    array = np.empty(shape, np.float32)
+    plane = size // shape[2]
+    step = max(1, _READ_AT_ONCE // plane)
+    for first in range(0, shape[2], step):
+        part = array[:, :, first : first + step]
+        raw = stream.read(part.shape[2] * plane)
+        if len(raw) < part.shape[2] * plane:
+            raise EOFError
+        slab = np.frombuffer(raw, dtype).reshape(part.shape, order="F")
+        with np.errstate(all="ignore"):
+            part[...] = slab.astype(np.float64) * slope + intercept if scaled else slab
+    # Reading on to the end of a compressed stream checks its checksum.
+    if isinstance(stream, gzip.GzipFile) and len(stream.read(2**16)) == 2**16:
+        raise BabyAIError(f"{path} goes on long after the data that its header declares; convert it again.")
+    return array
 
 
 def _checked_affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
