@@ -4,7 +4,9 @@
 
 Every sub-*_desc-isotropic_T2w.nii.gz below RESULTS is compared with the T2w of the same subject, session and run below
 DATA, and so is what it was made from, the up-sampled thick-slice scan below SYNTHESISED. Writes metrics.csv (one row
-for each scan, method and region), summary.md (means with 95 % confidence intervals) and boxplot.png.
+for each scan, method and region), summary.md (means with 95 % confidence intervals) and boxplot.png. Where RESULTS
+hold the maps of inference.py --uncertainty, uncertainty.csv and the summary tell whether the interval holds 90 % of the
+errors, how well it ranks them, and how it had to be changed to hold them.
 
 Scores are PSNR (dB), SSIM and NRMSE: inside the brain, in the scan's own intensities with the truth's 99th percentile
 as the data range; and over the whole volume, air included, after the published normalisation. A mean is over subjects,
@@ -21,17 +23,20 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from scipy.special import stdtrit
 from tqdm import tqdm
 
 from func.arguments import script_parser
+from func.calibration import correlation, coverage, coverage_when_left_out, refit, sampled, stretch
 from func.errors import BabyAIError
+from func.intensity import zero_based_scale
 from func.metrics import brain_mask, score_brain, score_volume
 from func.running import Tally, in_processes, processors, run_to_the_end
 from func.volumes import (
@@ -56,6 +61,7 @@ OUTPUT_DIR = None  # None: the folder "evaluation" in RESULTS_DIR
 WORKERS = processors()
 
 AGE_GROUPS = ((1, "newborn"), (6, "1 to 5 months"), (12, "6 to 11 months"), (math.inf, "12 months and older"))
+METRICS_SHORT = ("psnr", "ssim")
 METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nrmse": "NRMSE"}
 DIGITS = {"psnr": 2, "ssim": 3, "nrmse": 4}
 REGIONS = {"brain": "Inside the brain", "volume": "Whole volume"}
@@ -64,11 +70,12 @@ RESULT, BASELINE = "BABY-AI", "cubic"
 
 @dataclass(frozen=True)
 class Case:
-    """One reconstruction, its truth, and the up-sampled scan that it was made from."""
+    """One reconstruction, its truth, the up-sampled scan that it was made from, and its map of uncertainty."""
 
     result: Path
     truth: Path
     baseline: Path | None
+    uncertainty: Path | None
     age_group: str
 
 
@@ -87,6 +94,26 @@ class Row:
     psnr: float
     ssim: float
     nrmse: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How the stated interval of one scan held inside the brain: one line of uncertainty.csv, and what it is from.
+
+    ``errors`` and ``widths`` are of some of the voxels, as shares of the T2w's 99th percentile.
+    """
+
+    name: str
+    subject: str
+    session: str
+    age_group: str
+    direction: str
+    thickness_mm: float | None
+    coverage: float
+    correlation: float
+    median_width: float
+    errors: np.ndarray = field(repr=False)
+    widths: np.ndarray = field(repr=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,19 +155,24 @@ def evaluate_folder(arguments: argparse.Namespace, tally: Tally) -> None:
     """
     cases = find_cases(arguments, tally)
     rows: list[Row] = []
+    intervals: list[Interval] = []
     with tqdm(total=len(cases), desc="Scans", unit="scan", disable=None) as bar:
         for case, outcome in in_processes(score_case, cases, arguments.workers):
             if isinstance(outcome, BaseException):
                 tally.fail(case.result.name, outcome)
             else:
                 tally.done += 1
-                rows += outcome
+                rows += outcome[0]
+                intervals += outcome[1]
             bar.update()
     if not rows:
         return
     rows.sort(key=lambda row: (row.name, row.region, row.method))
-    write_csv(arguments.output_dir / "metrics.csv", rows)
-    write_summary(arguments.output_dir / "summary.md", rows)
+    intervals.sort(key=lambda interval: interval.name)
+    write_csv(arguments.output_dir / "metrics.csv", Row, rows)
+    if intervals:
+        write_csv(arguments.output_dir / "uncertainty.csv", Interval, intervals)
+    write_summary(arguments.output_dir / "summary.md", rows, intervals)
     draw_boxplot(arguments.output_dir / "boxplot.png", rows)
     print("\n".join([*table([row for row in rows if row.region == "brain"]), "", verdict(rows)]))
     print(f"Tables and picture: {arguments.output_dir}")
@@ -160,12 +192,12 @@ def find_cases(arguments: argparse.Namespace, tally: Tally) -> list[Case]:
         )
     truths: dict[tuple, list[Path]] = {}
     for path in find_t2s(arguments.reference_dir, "--reference-dir"):
-        if not is_reconstruction(path) and not slicing_of(path):
+        if is_original(path) and not slicing_of(path):
             truths.setdefault(identity(path), []).append(path)
     baselines = {}
     if arguments.baseline_dir:
         inputs = find_t2s(arguments.baseline_dir, "--baseline-dir")
-        baselines = {result_path(path, "").name: path for path in inputs if not is_reconstruction(path)}
+        baselines = {result_path(path, "").name: path for path in inputs if is_original(path)}
     ages = read_age_groups(arguments.reference_dir / "participants.tsv")
 
     cases = []
@@ -177,7 +209,9 @@ def find_cases(arguments: argparse.Namespace, tally: Tally) -> list[Case]:
                 raise BabyAIError(
                     f"{result} has no baseline below {arguments.baseline_dir}; add the scan it was made from."
                 )
-            cases.append(Case(result, truth, baseline, ages.get(entities_of(result)["sub"], "")))
+            uncertainty = result.with_name(result.name.replace("desc-isotropic", "desc-uncertainty"))
+            age = ages.get(entities_of(result)["sub"], "")
+            cases.append(Case(result, truth, baseline, uncertainty if uncertainty.is_file() else None, age))
         except BabyAIError as error:
             tally.fail(result.name, error)
     for name in sorted(set(baselines) - {path.name for path in results}):
@@ -196,6 +230,11 @@ def find_t2s(folder: Path, option: str) -> list[Path]:
 def is_reconstruction(path: Path) -> bool:
     """Whether a scan is a result of inference.py, by its name."""
     return entities_of(path).get("desc") == "isotropic"
+
+
+def is_original(path: Path) -> bool:
+    """Whether inference.py did not make this scan, by its name."""
+    return entities_of(path).get("desc") not in ("isotropic", "uncertainty")
 
 
 def identity(path: Path) -> tuple:
@@ -251,8 +290,11 @@ def age_group(participant: dict[str, str]) -> str:
     return ""
 
 
-def score_case(case: Case) -> list[Row]:
+def score_case(case: Case) -> tuple[list[Row], list[Interval]]:
     """Scores of a reconstruction and of its baseline, inside the brain and over the whole volume.
+
+    Returns:
+        The scores, and how the stated interval held, if one is stated.
 
     Raises:
         BabyAIError: a volume is unreadable, or lies on another grid than the truth.
@@ -263,37 +305,139 @@ def score_case(case: Case) -> list[Row]:
     entities = entities_of(case.result)
     direction, thickness = slicing_of(case.result) or ("", None)
     labels = stem_of(case.result), entities["sub"], entities.get("ses", ""), case.age_group, direction, thickness
-    rows = []
+    rows, seen = [], {}
     for method, path in ((RESULT, case.result), (BASELINE, case.baseline)):
         if path is None:
             continue
-        image = to_ras(read_volume(path))
-        check_same_grid(truth_image, image)
-        estimate = image.get_fdata(dtype=np.float32)
+        estimate = seen[method] = read_on_grid(path, truth_image)
         scores = {"brain": score_brain(truth, estimate, brain), "volume": score_volume(truth, estimate)}
         rows += [Row(*labels, method, region, **asdict(scored)) for region, scored in scores.items()]
-    return rows
+    if case.uncertainty is None:
+        return rows, []
+    scale = zero_based_scale(seen.get(BASELINE, seen[RESULT]))
+    widths = read_on_grid(case.uncertainty, truth_image) / (scale.high - scale.low)
+    stated = brain & (widths > 0)
+    if not stated.any():
+        raise BabyAIError(f"{case.uncertainty} states no interval inside the brain; make it again or remove it.")
+    errors = np.abs(seen[RESULT] - truth)[stated] / (scale.high - scale.low)
+    widths = widths[stated]
+    found = coverage(errors, widths), correlation(errors, widths), float(np.median(widths))
+    return rows, [Interval(*labels, *found, sampled(errors), sampled(widths))]
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """One line for each scan, method and region."""
+def read_on_grid(path: Path, truth: nib.Nifti1Image) -> np.ndarray:
+    """A volume in RAS order, float32, which must lie on the truth's grid."""
+    image = to_ras(read_volume(path))
+    check_same_grid(truth, image)
+    return image.get_fdata(dtype=np.float32)
+
+
+def write_csv(path: Path, kind: type, lines: list) -> None:
+    """One line for each scan, method and region, or whatever ``kind`` of dataclass the lines are."""
+    columns = [column.name for column in fields(kind) if column.repr]
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows({column: getattr(line, column) for column in columns} for line in lines)
 
 
-def write_summary(path: Path, rows: list[Row]) -> None:
-    """Means and intervals as Markdown tables, one for each region."""
-    lines = ["# Evaluation", "", verdict(rows), ""]
+def write_summary(path: Path, rows: list[Row], intervals: list[Interval]) -> None:
+    """Means and intervals as Markdown tables: in short, then one in full for each region, then the uncertainty."""
+    lines = ["# Evaluation", "", verdict(rows), "", *in_short([row for row in rows if row.region == "brain"])]
     for region, title in REGIONS.items():
         lines += [f"## {title}", "", *table([row for row in rows if row.region == region]), ""]
     lines += [
         "Means over subjects (each with the mean of its scans) ± the half width of their 95 % confidence interval. "
         "Gain is the paired difference in PSNR."
     ]
+    if intervals:
+        lines += ["", "## Uncertainty, inside the brain", "", *interval_table(intervals), "", *calibration(intervals)]
     with atomic(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def in_short(rows: list[Row]) -> list[str]:
+    """Small Markdown tables of PSNR and SSIM by slice thickness, by direction, and by age and slice thickness."""
+    sliced = [row for row in rows if row.direction]
+    if not sliced:
+        return []
+    lines = ["## In short", "", "Inside the brain, PSNR in dB / SSIM, means over subjects.", ""]
+    for title, key in (("slice thickness", thickness_title), ("slice direction", lambda row: row.direction)):
+        lines += [f"| {title} {short_table({'': sliced}, key)}", ""]
+    ages = sorted({row.age_group for row in sliced if row.age_group}, key=lambda age: in_order((age,)))
+    if ages:
+        by_age = {}
+        for age in ages:
+            group = [row for row in sliced if row.age_group == age]
+            by_age[f"{age} ({len({row.subject for row in group})}), "] = group
+        lines += [f"| age (subjects) {short_table(by_age, thickness_title)}", ""]
+    return lines
+
+
+def thickness_title(row: Row) -> str:
+    return f"{row.thickness_mm:g} mm"
+
+
+def short_table(groups_of_rows: dict[str, list[Row]], key: Callable[[Row], str]) -> str:
+    """The rest of a Markdown table whose columns ``key`` tells apart: a line for each group and method."""
+    everything = [row for group in groups_of_rows.values() for row in group]
+    columns = sorted({key(row) for row in everything}, key=lambda column: in_order((column,)))
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for title, group in groups_of_rows.items():
+        for method in (method for method in (BASELINE, RESULT) if any(row.method == method for row in group)):
+            cells = []
+            for column in columns:
+                chosen = [row for row in group if row.method == method and key(row) == column]
+                psnr, ssim = (
+                    mean_over_subjects((row.subject, getattr(row, m)) for row in chosen) for m in METRICS_SHORT
+                )
+                cells.append(f"{psnr:.2f} / {ssim:.3f}".replace("/ 0.", "/ .") if chosen else "")
+            lines.append(f"| {title}{method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval_table(intervals: list[Interval]) -> list[str]:
+    """A Markdown table of how the stated interval held, in the same groups as :func:`table`."""
+    columns = {
+        "held, %": ("coverage", 100, 1),
+        "correlation": ("correlation", 1, 2),
+        "half-width, %": ("median_width", 100, 2),
+    }
+    lines = ["| | " + " | ".join(["scans", "subjects", *columns]) + " |", "|---|" + "---:|" * (len(columns) + 2)]
+    for title, belongs in groups(intervals):
+        group = [interval for interval in intervals if belongs(interval)]
+        cells = [str(len(group)), str(len({interval.subject for interval in group}))]
+        for name, unit, digits in columns.values():
+            values = ((interval.subject, unit * getattr(interval, name)) for interval in group)
+            cells.append(mean_and_interval(values, digits))
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def calibration(intervals: list[Interval]) -> list[str]:
+    """In words: what the columns mean, and how the interval had to be changed to hold 90 % of the errors."""
+    by_subject = {}
+    for subject in sorted({interval.subject for interval in intervals}):
+        own = [interval for interval in intervals if interval.subject == subject]
+        by_subject[subject] = tuple(
+            np.concatenate([getattr(interval, part) for interval in own]) for part in ("errors", "widths")
+        )
+    errors, widths = (np.concatenate(parts) for parts in zip(*by_subject.values(), strict=True))
+    constant, factor = refit(errors, widths)
+    worst = min(intervals, key=lambda interval: interval.coverage)
+    lines = [
+        "Held: share of the errors within the stated 90 % interval. Correlation: of the half-width with the size of "
+        "the error. Half-width: the median, of the T2w's 99th percentile. "
+        f"Least held: {100 * worst.coverage:.1f} % ({worst.name}).",
+        "",
+        f"All half-widths times {stretch(errors, widths):.3f} would hold 90 % of the errors. To hold as many where it "
+        f"is narrow as where it is wide, multiply both constants of the interval in func/reconstruction.py by "
+        f"{factor:.3f} and add {constant:+.4f} to the first.",
+    ]
+    if left_out := coverage_when_left_out(by_subject):
+        held = ", ".join(f"sub-{subject} {100 * share:.1f} %" for subject, share in left_out.items())
+        lines += ["", f"Such a fit to all other subjects holds of the errors of {held}."]
+    return lines
 
 
 def table(rows: list[Row]) -> list[str]:
@@ -316,7 +460,7 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def groups(rows: list[Row]) -> list[tuple[str, Callable[[Row], bool]]]:
+def groups(rows: list[Row] | list[Interval]) -> list[tuple[str, Callable[[Row | Interval], bool]]]:
     """Title and membership of every group that the scans fall into."""
     keys = {
         "all": lambda row: ("all",),
@@ -354,10 +498,7 @@ def mean_and_interval(values: Iterable[tuple[str, float]], digits: int) -> str:
 
     A subject's scans are not independent, so that subjects are what is counted. One alone has no interval.
     """
-    by_subject: dict[str, list[float]] = {}
-    for subject, value in values:
-        by_subject.setdefault(subject, []).append(value)
-    means = np.array([np.mean(scores) for scores in by_subject.values()])
+    means = subject_means(values)
     if not means.size:
         return ""
     text = f"{means.mean():.{digits}f}"
@@ -365,6 +506,20 @@ def mean_and_interval(values: Iterable[tuple[str, float]], digits: int) -> str:
         half = stdtrit(means.size - 1, 0.975) * means.std(ddof=1) / math.sqrt(means.size)
         text += f" ± {half:.{digits}f}"
     return text
+
+
+def mean_over_subjects(values: Iterable[tuple[str, float]]) -> float:
+    """Mean over subjects of the means of their scans; nan of none."""
+    means = subject_means(values)
+    return float(means.mean()) if means.size else math.nan
+
+
+def subject_means(values: Iterable[tuple[str, float]]) -> np.ndarray:
+    """Mean of each subject's values, shape (subjects,)."""
+    by_subject: dict[str, list[float]] = {}
+    for subject, value in values:
+        by_subject.setdefault(subject, []).append(value)
+    return np.array([np.mean(scores) for scores in by_subject.values()])
 
 
 def verdict(rows: list[Row]) -> str:

@@ -89,6 +89,78 @@ def test_the_summary_groups_by_thickness_direction_and_age(study, tmp_path):
     assert everything.startswith("| all | 12 | 3 | ") and everything.endswith("| 6.02 ± 0.00 |")
 
 
+def test_short_tables_for_a_readme(study, tmp_path):
+    score(study, tmp_path, "--baseline-dir", study / "synthesised")
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    short = lines[lines.index("## In short") : lines.index("## Inside the brain")]
+    heads = [line for line in short if line.startswith("| ") and "cubic" not in line and "BABY-AI" not in line]
+    assert heads == [
+        "| slice thickness | 2 mm | 4 mm |",
+        "| slice direction | axial | sagittal |",
+        "| age (subjects) | 2 mm | 4 mm |",
+    ]
+    rows = [row for row in read_rows(tmp_path) if row["region"] == "brain" and row["method"] == "cubic"]
+    thin = [row for row in rows if row["thickness_mm"] == "2.0"]
+    psnr, ssim = (np.mean([float(row[metric]) for row in thin]) for metric in ("psnr", "ssim"))
+    cubic = short[short.index(heads[0]) + 2]
+    assert cubic.startswith(f"| cubic | {psnr:.2f} / {ssim:.3f} | ".replace("/ 0.", "/ ."))
+    by_age = short[short.index(heads[2]) + 2 :]
+    assert [line.split(" | ")[0] for line in by_age if line] == [
+        "| newborn (1), cubic", "| newborn (1), BABY-AI", "| 6 to 11 months (1), cubic", "| 6 to 11 months (1), BABY-AI"
+    ]  # fmt: skip
+    young = [row for row in thin if row["subject"] == "01"]
+    assert f"{np.mean([float(row['psnr']) for row in young]):.2f} / " in by_age[0]
+
+
+@pytest.fixture
+def with_uncertainty(study, tmp_path) -> Path:
+    """Results of two thicknesses with maps that state twice the error at every other place and half of it elsewhere."""
+    results = tmp_path / "results"
+    for path in sorted((study / "results").rglob("sub-0[12]*axial*.nii.gz")):
+        image = read_volume(path)
+        truth = read_volume(study / "data" / f"{path.name[:6]}_T2w.nii.gz").get_fdata()
+        save_volume(results / path.name, image.get_fdata(), image.affine)
+        widths = np.abs(image.get_fdata() - truth)
+        widths[..., ::2] *= 2
+        widths[..., 1::2] *= 0.5
+        save_volume(results / path.name.replace("isotropic", "uncertainty"), widths, image.affine)
+    return results
+
+
+def test_the_stated_uncertainty_is_judged(study, with_uncertainty, tmp_path):
+    output = tmp_path / "out"
+    assert score(study, output, "--baseline-dir", study / "synthesised", results=with_uncertainty) == 0
+    with (output / "uncertainty.csv").open(newline="") as file:
+        judged = list(csv.DictReader(file))
+    assert [row["name"] for row in judged][:1] == ["sub-01_acq-axial2mm_desc-isotropic_T2w"] and len(judged) == 4
+    for row in judged:
+        assert float(row["coverage"]) == pytest.approx(0.5, abs=0.05)
+        assert 0.5 < float(row["correlation"]) < 0.95 and 0 < float(row["median_width"]) < 0.5
+    summary = (output / "summary.md").read_text()
+    # Half of the errors are twice as large as stated, and nine in ten are to be held.
+    assert "All half-widths times 2.000 would hold 90 % of the errors." in summary
+    assert "Such a fit to all other subjects holds of the errors of sub-01 " in summary
+    assert len(read_rows(output)) == 4 * 2 * 2
+
+
+def test_maps_of_uncertainty_are_no_truths_and_no_results(study, with_uncertainty, tmp_path, capsys):
+    """Where results lie beside the truth, only the truth is one."""
+    for path in (study / "data").glob("sub-0[12]_T2w.nii.gz"):
+        image = read_volume(path)
+        save_volume(with_uncertainty / path.name, image.get_fdata(), image.affine)
+    arguments = ["--reference-dir", with_uncertainty, "--results-dir", with_uncertainty, "--output-dir", tmp_path]
+    assert evaluate.main([*map(str, arguments), "--workers", "1"]) == 0
+    assert "4 evaluated, 0 failed" in capsys.readouterr().out
+
+
+def test_a_map_on_another_grid_is_told(study, with_uncertainty, tmp_path, capsys):
+    path = with_uncertainty / "sub-01_acq-axial2mm_desc-uncertainty_T2w.nii.gz"
+    image = read_volume(path)
+    save_volume(path, image.get_fdata()[1:], image.affine)
+    assert score(study, tmp_path / "out", results=with_uncertainty) == 1
+    assert "desc-uncertainty" in capsys.readouterr().err
+
+
 def test_intervals_count_subjects_not_scans():
     # Means 1, 2 and 3 of three subjects: t(2) = 4.3027, sd 1, so 4.3027 / sqrt(3).
     values = [("a", 0.5), ("a", 1.5), ("b", 2.0), ("c", 2.0), ("c", 3.0), ("c", 4.0)]
