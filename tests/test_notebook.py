@@ -1,5 +1,11 @@
 """The demonstration notebook: clean in git, and it runs from top to bottom, on its own pair and on the user's."""
 
+import base64
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import nbformat
 import numpy as np
 import pytest
@@ -33,6 +39,12 @@ def set_constants(notebook, **constants):
         lines.append(f"{name} = {str(constants.pop(name))!r}" if name in constants else line)
     assert not constants, f"the first cell has no {constants}"
     cell.source = "\n".join(lines)
+
+
+def pictures(cell) -> int:
+    """How many pictures a cell shows that need no kernel, no network and no widget."""
+    shown = [output.data for output in cell.outputs if "data" in output]
+    return sum(base64.b64decode(data["image/png"]).startswith(b"\x89PNG") for data in shown if "image/png" in data)
 
 
 def run(notebook, monkeypatch) -> str:
@@ -77,7 +89,59 @@ def test_it_reconstructs_the_users_own_pair(notebook, monkeypatch, tmp_path, sma
     save_result(tmp_path / "sub-7_T2w.nii.gz", image_of(thick, small_head.t2.affine), slices.to_sidecar(1.0))
     results = tmp_path / "mine"
     set_constants(notebook, T1W=tmp_path / "sub-7_T1w.nii.gz", T2W=tmp_path / "sub-7_T2w.nii.gz", OUTPUT_DIR=results)
+    interactive = importlib.util.find_spec("ipyniivue") is not None
     printed = run(notebook, monkeypatch)
     assert "No truth to compare with" in printed
     assert (results / "sub-7_desc-isotropic_T2w.nii.gz").exists()
     assert not (results / "demo_differences.png").exists()
+    last = code_cells(notebook)[-1]
+    assert pictures(last) == 1
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in last.outputs) == (
+        interactive
+    )
+    assert ("ipyniivue is not installed" in printed) != interactive
+
+
+class FakeNiiVue:
+    def __init__(self, height):
+        self.height = height
+
+    def load_volumes(self, volumes):
+        self.volumes = [SimpleNamespace(**volume) for volume in volumes]
+
+
+def test_the_viewer_fades_the_result_over_its_input(notebook, monkeypatch):
+    """The call that ipyniivue 2.4 takes, whether it is installed here or not."""
+    links = []
+    widgets = SimpleNamespace(
+        FloatSlider=lambda value, **options: SimpleNamespace(value=value, **options),
+        VBox=list,
+        jslink=lambda one, other: links.append((one, other)),
+    )
+    monkeypatch.setitem(sys.modules, "ipyniivue", SimpleNamespace(NiiVue=FakeNiiVue))
+    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
+    shown = []
+    names = {
+        "t2_path": Path("t2.nii.gz"), "saved": Path("result.nii.gz"), "window": (0, np.float32(900)),
+        "display": shown.append, "result": SimpleNamespace(image="image"),
+        "baby": SimpleNamespace(three_planes=lambda images, window: shown.append(images)),
+    }  # fmt: skip
+    exec(code_cells(notebook)[-1].source, names)
+    (viewer, slider), planes = shown
+    assert [volume.path for volume in viewer.volumes] == ["t2.nii.gz", "result.nii.gz"]
+    assert {(volume.cal_min, volume.cal_max) for volume in viewer.volumes} == {(0.0, 900.0)}
+    assert links == [((slider, "value"), (viewer.volumes[1], "opacity"))]
+    assert planes == {"BABY-AI": "image"}
+
+
+def test_ipyniivue_takes_that_call(notebook, tmp_path, small_head):
+    pytest.importorskip("ipyniivue", reason="ipyniivue is not installed (pip install ipyniivue)")
+    paths = [tmp_path / name for name in ("below.nii.gz", "above.nii.gz")]
+    for path in paths:
+        save_volume(path, np.asarray(small_head.t2.dataobj), small_head.t2.affine)
+    names = {}
+    exec(code_cells(notebook)[-1].source.split("\n\n\n")[0], names)
+    box = names["fading_viewer"](*paths, (0, 900))
+    viewer, slider = box.children
+    assert [volume.name for volume in viewer.volumes] == ["below.nii.gz", "above.nii.gz"]
+    assert [volume.cal_max for volume in viewer.volumes] == [900, 900] and slider.value == viewer.volumes[1].opacity
