@@ -271,7 +271,7 @@ def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tal
                     result = reconstruct_case(case, weights, arguments, progress)
                 sidecar = described(pair, weights, arguments, case, result.report)
                 if arguments.uncertainty:
-                    sidecar["Uncertainty"] = save_uncertainty(path, result)
+                    sidecar["Uncertainty"] = save_uncertainty(path, result, sidecar)
                 if arguments.residual_map:
                     meaning = "Measured slices minus the result's slices"
                     save_result(arguments.residual_map, result.residual, {"Description": meaning})
@@ -311,13 +311,17 @@ def reconstruct_case(case: Case, weights, arguments: argparse.Namespace, progres
     return reconstruct(case.t1, case.t2, weights, geometry=stated_geometry(case), **running)
 
 
-def save_uncertainty(path: Path, result) -> dict:
-    """Write the uncertainty of a result beside where the result goes; returns what the result's sidecar says of it."""
+def save_uncertainty(path: Path, result, sidecar: dict) -> dict:
+    """Write the uncertainty of a result beside where the result goes; returns what the result's sidecar says of it.
+
+    ``sidecar`` is the result's; what BIDS asks of every derivative is taken from it.
+    """
     stem = stem_of(path)
     renamed = stem.replace("desc-isotropic", "desc-uncertainty") if "desc-isotropic" in stem else f"{stem}_uncertainty"
     beside = path.with_name(renamed + path.name.removeprefix(stem))
     meaning = "Half-width of the interval that held nine in ten of the true values in infants not trained on"
-    save_result(beside, result.uncertainty, {"Description": meaning})
+    shared = {key: sidecar[key] for key in ("Sources", "SpatialReference", "SkullStripped")}
+    save_result(beside, result.uncertainty, {"Description": meaning} | shared)
     widths, brightness = (image.get_fdata(dtype="float32") for image in (result.uncertainty, result.image))
     median = float(np.median(widths[widths > 0]) / np.percentile(brightness[brightness > 0], 99))
     return {"Map": beside.name, "MedianPercent": round(100 * median, 2)}
