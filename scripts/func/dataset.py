@@ -292,14 +292,17 @@ class ThickSliceSamples(Dataset):
     PROFILES = ("box", "gaussian", "point")
     PROFILE_SHARES = (0.7, 0.15, 0.15)
     LARGEST_TILT = 10  # degrees
+    LARGEST_SHIFT = 1.0  # voxels along each axis, of the T1w against the T2w
+    SOFTNESS = (0.4, 1.6)  # voxels
 
     # Shares of the samples
     GAP = 0.25
     FROM_FILE = 0.5  # of those of subjects that have thick-slice scans
     NEW_CONTRAST = NOISE = BIAS = 0.25
     T1_NOISE = MISALIGNMENT = 0.15
-    UNKNOWN_GEOMETRY = 0.15
-    TILTED = 0.6  # of those with unknown geometry
+    SOFT = 0.1
+    UNKNOWN_GEOMETRY = 0.2
+    TILTED = 0.7  # of those with unknown geometry
 
     def __init__(self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56):
         self.subjects = [_at_least(subject, patch) for subject in subjects]
@@ -390,9 +393,14 @@ class ThickSliceSamples(Dataset):
             if rng.random() < self.BIAS:
                 scans[index] = scans[index] * bias_field(scans[index].shape, rng)
             scans[index] = scans[index] * np.float32(rng.uniform(0.85, 1.15))
+        if rng.random() < self.SOFT:
+            # Many scans hold less detail than their voxels could, and where there is none, none must be invented.
+            softness = rng.uniform(*self.SOFTNESS)
+            for index in (0, 1) if rng.random() < 0.5 else (1,):
+                scans[index] = ndimage.gaussian_filter(scans[index], softness)
         if rng.random() < self.MISALIGNMENT:
             air = scans[0] == 0
-            scans[0] = shifted(scans[0], rng.uniform(-0.5, 0.5, 3))
+            scans[0] = shifted(scans[0], rng.uniform(-self.LARGEST_SHIFT, self.LARGEST_SHIFT, 3))
             scans[0][air] = 0
         if rng.random() < self.T1_NOISE:
             scans[0] = noisy(scans[0], rng.uniform(0, 0.03), rng)
