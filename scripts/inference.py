@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import platform
 import subprocess
@@ -260,8 +261,10 @@ def reporter_on(output_dir: Path, part: str, arguments: argparse.Namespace):
 def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tally: Tally, reporter) -> None:
     """Reconstruct pairs to their places, reading ahead and writing behind."""
     weights = load(arguments)
+    # What the first result needs to be written is imported while it is computed.
+    needed = ("func.quality", *(("matplotlib.image",) if reporter else ()))
     with (
-        Writer(tally) as writer,
+        Writer(tally, needed) as writer,
         tqdm(total=len(todo), desc="Scans", unit="scan", disable=None) as scans,
     ):
         for pair, reading in read_ahead(todo, read_case):
@@ -269,22 +272,9 @@ def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tal
                 case, path = reading.result(), todo[pair]
                 with memory_told(pair.name), volume_bar(pair.name) as progress:
                     result = reconstruct_case(case, weights, arguments, progress)
-                sidecar = described(pair, weights, arguments, case, result.report)
-                if arguments.uncertainty:
-                    sidecar["Uncertainty"] = save_uncertainty(path, result, sidecar)
-                if arguments.residual_map:
-                    meaning = "Measured slices minus the result's slices"
-                    save_result(arguments.residual_map, result.residual, {"Description": meaning})
-                figure = reporter and partial(
-                    reporter.draw,
-                    path,
-                    case.t1,
-                    case.t2,
-                    result.image,
-                    result.report.get("Registration", {}).get("T1wToT2w"),
-                    result.uncertainty,
+                writer.submit(
+                    pair.name, path, partial(save_case, pair, case, path, result, weights, arguments, reporter)
                 )
-                writer.submit(pair.name, path, result.image, sidecar, figure)
             except Exception as error:
                 tally.fail(pair.name, error)
             scans.update()
@@ -309,6 +299,28 @@ def reconstruct_case(case: Case, weights, arguments: argparse.Namespace, progres
         return reconstruct_raw(case.t1, case.t2, weights, sidecar, space=arguments.space, **running)
     check_case(case, weights.recipe)
     return reconstruct(case.t1, case.t2, weights, geometry=stated_geometry(case), **running)
+
+
+def save_case(pair: Pair, case: Case, path: Path, result, weights, arguments: argparse.Namespace, reporter) -> None:
+    """Write all that belongs to a result: the volume with its sidecar, the maps asked for, the figure.
+
+    Raises:
+        BabyAIError: something could not be written.
+    """
+    sidecar = described(pair, weights, arguments, case, result.report)
+    if arguments.uncertainty:
+        sidecar["Uncertainty"] = save_uncertainty(path, result, sidecar)
+        if arguments.weights != "bundled":
+            sidecar["Warnings"].append(
+                "The uncertainty was calibrated for the bundled weights; scripts/evaluate.py tells how well it holds here."
+            )
+    if arguments.residual_map:
+        meaning = "Measured slices minus the result's slices"
+        save_result(arguments.residual_map, result.residual, {"Description": meaning})
+    save_result(path, result.image, sidecar)
+    if reporter:
+        moved = result.report.get("Registration", {}).get("T1wToT2w")
+        reporter.draw(path, case.t1, case.t2, result.image, moved, result.uncertainty)
 
 
 def save_uncertainty(path: Path, result, sidecar: dict) -> dict:
@@ -447,28 +459,25 @@ def read_ahead(items: Iterable, read: Callable) -> Iterator[tuple[object, Future
 
 
 class Writer:
-    """Writes each result in the background while the next scan is computed; waits for the last on exit."""
+    """Writes each result in the background while the next scan is computed; waits for the last on exit.
 
-    def __init__(self, tally: Tally):
+    ``modules`` are imported there first.
+    """
+
+    def __init__(self, tally: Tally, modules: Iterable[str] = ()):
         self._tally = tally
         self._pool = ThreadPoolExecutor(1, "writer")
+        for module in modules:
+            self._pool.submit(importlib.import_module, module)
         self._writing: tuple[str, Path, Future] | None = None
 
-    def submit(
-        self, name: str, path: Path, image: nib.Nifti1Image, sidecar: dict, then: Callable[[], None] | None = None
-    ) -> None:
-        """Begin to write, and do ``then`` what must follow.
+    def submit(self, name: str, path: Path, save: Callable[[], None]) -> None:
+        """Begin to ``save`` the result that goes to ``path``.
 
         First waits for the result before, so that no more than one is held in memory.
         """
         self._settle()
-        self._writing = name, path, self._pool.submit(self._write, path, image, sidecar, then)
-
-    @staticmethod
-    def _write(path: Path, image: nib.Nifti1Image, sidecar: dict, then: Callable[[], None] | None) -> None:
-        save_result(path, image, sidecar)
-        if then:
-            then()
+        self._writing = name, path, self._pool.submit(save)
 
     def _settle(self) -> None:
         if self._writing is None:

@@ -57,11 +57,25 @@ def test_the_command_line_writes_it_beside_the_result(small_head, tmp_path, monk
     assert inference.main(["--data-dir", str(data), "--output-dir", str(data), "--uncertainty"]) == 0
     width = read_volume(data / "sub-01_desc-uncertainty_T2w.nii.gz")
     assert width.shape == t2.shape
-    stated = read_sidecar(data / "sub-01_desc-isotropic_T2w.nii.gz")["Uncertainty"]
+    sidecar = read_sidecar(data / "sub-01_desc-isotropic_T2w.nii.gz")
+    stated = sidecar["Uncertainty"]
+    assert sidecar["Seconds"]["Uncertainty"] > 0 and "calibrated" not in str(sidecar["Warnings"])
     assert stated["Map"] == "sub-01_desc-uncertainty_T2w.nii.gz" and stated["MedianPercent"] > 0
     assert 'id="uncertainty-axial"' in (data / "figures" / "sub-01_desc-isotropic_T2w.svg").read_text()
     assert "uncertainty, axial" in (data / "report.html").read_text().lower()
     assert len(find_pairs(data)[0]) == 1
+    others = [
+        "--data-dir",
+        str(data),
+        "--output-dir",
+        str(data),
+        "--uncertainty",
+        "--overwrite",
+        "--weights",
+        "own.pth",
+    ]
+    assert inference.main(others) == 0
+    assert "calibrated for the bundled" in str(read_sidecar(data / "sub-01_desc-isotropic_T2w.nii.gz")["Warnings"])
 
 
 def test_it_covers_real_errors(real_data):
