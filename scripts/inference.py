@@ -312,7 +312,7 @@ def save_case(pair: Pair, case: Case, path: Path, result, weights, arguments: ar
         sidecar["Uncertainty"] = save_uncertainty(path, result, sidecar)
         if arguments.weights != "bundled":
             sidecar["Warnings"].append(
-                "The uncertainty was calibrated for the bundled weights; scripts/evaluate.py tells how well it holds here."
+                "The uncertainty was calibrated for the bundled weights; scripts/evaluate.py tells how well it holds."
             )
     if arguments.residual_map:
         meaning = "Measured slices minus the result's slices"
