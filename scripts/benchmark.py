@@ -120,11 +120,16 @@ def machine(device: torch.device) -> str:
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
         name = f"{name}, {torch.get_num_threads()} threads"
-    rate = matrix_product_rate(device) / 1e9
+    rates = {precision: matrix_product_rate(device, precision) / 1e9 for precision in precisions_of(device)}
     return (
         f"{name}; {platform.system()}, Python {platform.python_version()}, PyTorch {torch.__version__}. "
-        f"A float32 matrix product reaches {rate:.0f} GFLOP/s."
+        f"A matrix product reaches {' and '.join(f'{rate:.0f} GFLOP/s in {name}' for name, rate in rates.items())}."
     )
+
+
+def precisions_of(device: torch.device) -> tuple[str, ...]:
+    """The precisions that the device computes in natively."""
+    return PRECISIONS if has_fast_bfloat16(device) else PRECISIONS[:1]
 
 
 @dataclass
@@ -136,6 +141,7 @@ class Way:
     outputs: Tensor  # of the sample of patches
     operations: int  # floating-point, for one patch
     volume: float  # seconds for this volume
+    rate: float  # of a matrix product in the same precision, operations a second
     memory: float  # bytes resident at most
 
 
@@ -158,7 +164,7 @@ def published(
     del folded
     ways = [*plain_ways(load_weights(weights, folded=False).network.to(device), sample, every, device), *ways]
 
-    loop, rate = ways[0], matrix_product_rate(device)
+    loop = ways[0]
     scale = float(loop.outputs.max() - loop.outputs.min())
     rows = {
         "ms a patch": [f"{1e3 * way.per_patch:.1f}" for way in ways],
@@ -167,7 +173,7 @@ def published(
         f"s this volume ({count} patches with data)": [f"{way.volume:.1f}" for way in ways],
         "times as fast ": [f"{loop.volume / way.volume:.1f}" for way in ways],
         "GFLOP a patch": [f"{way.operations / 1e9:.2f}" for way in ways],
-        "of the matrix product's rate": [f"{way.operations / way.per_patch / rate:.0%}" for way in ways],
+        "of the matrix product's rate": [f"{way.operations / way.per_patch / way.rate:.0%}" for way in ways],
         "peak memory, GB": [f"{way.memory / 1e9:.2f}" for way in ways],
         "largest difference, of the range": [f"{difference(way, loop) / scale:.1e}" for way in ways],
     }
@@ -195,8 +201,9 @@ def folded_way(
     volume = count * seconds / len(sample)
     if not emulated:
         volume, _ = timed(lambda: run_patches(network, inputs, precision=precision, device=device), device)
-    operations = operations_of(network, sample[:1])
-    return Way(f"folded, {precision}", seconds / len(sample), outputs.float(), operations, volume, peak_memory(device))
+    memory = peak_memory(device)
+    operations, rate = operations_of(network, sample[:1]), matrix_product_rate(device, precision)
+    return Way(f"folded, {precision}", seconds / len(sample), outputs.float(), operations, volume, rate, memory)
 
 
 def plain_ways(network: torch.nn.Module, sample: Tensor, every: int, device: torch.device) -> list[Way]:
@@ -206,8 +213,9 @@ def plain_ways(network: torch.nn.Module, sample: Tensor, every: int, device: tor
         forget_peak_memory(device)
         with torch.inference_mode(), computing(device):
             seconds, outputs = fastest(lambda n=size: torch.cat([network(batch) for batch in sample.split(n)]), device)
+        memory = peak_memory(device)
         per_patch, operations = seconds / len(sample), operations_of(network, sample[:1])
-        ways.append(Way(name, per_patch, outputs, operations, every * per_patch, peak_memory(device)))
+        ways.append(Way(name, per_patch, outputs, operations, every * per_patch, matrix_product_rate(device), memory))
     return ways
 
 
@@ -304,8 +312,9 @@ def training(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device, fol
         f"plain loop, a new image each {every} patches": (BATCH / (step + BATCH * reading / every), 32, 0.0),
     }
     for recipe, patch in (("babyai", 32), ("compact", 56)):
-        command = [SCRIPTS / "training.py", "--data-dir", data, "--output-dir", folder / recipe, "--recipe", recipe]
-        rate, waiting = training_rate([sys.executable, *command, "--device", device])
+        command = [SCRIPTS / "training.py", "--data-dir", data, "--output-dir", folder, "--recipe", recipe]
+        command += ["--name", recipe, "--device", device, "--steps", 1000, "--log-every", 4]
+        rate, waiting = training_rate([sys.executable, *command])
         rates[f"training.py --recipe {recipe}"] = (rate, patch, waiting)
     plain = next(iter(rates.values()))[0] * 32**3
     rows = {
@@ -340,7 +349,7 @@ def training_rate(command: list) -> tuple[float, float]:
     Raises:
         BabyAIError: the training ended before it said so.
     """
-    words = [str(word) for word in (*command, "--log-every", 4, "--steps", 1000, "--run", "benchmark")]
+    words = [str(word) for word in command]
     reports = []
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
@@ -388,11 +397,11 @@ def finish(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def matrix_product_rate(device: torch.device) -> float:
-    """Floating-point operations a second of a large float32 matrix product."""
+def matrix_product_rate(device: torch.device, precision: str = "float32") -> float:
+    """Floating-point operations a second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     matrix = torch.rand(size, size, device=device)
-    with computing(device):
+    with computing(device, precision):
         seconds, _ = fastest(lambda: matrix @ matrix, device)
     return 2 * size**3 / seconds
 

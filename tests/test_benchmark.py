@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import benchmark
+import training
 from func import network
 from func.errors import BabyAIError
 
@@ -18,10 +19,16 @@ def small_benchmark(monkeypatch, small_head):
     monkeypatch.setitem(network.RECIPES, "babyai", {**network.RECIPES["babyai"], **SMALL})
     monkeypatch.setattr(benchmark, "infant_brain", lambda age_months: small_head)
     monkeypatch.setattr(benchmark, "run_process", lambda command: (1.0, 2e9))
-    monkeypatch.setattr(benchmark, "matrix_product_rate", lambda device: 1e11)
-    monkeypatch.setattr(benchmark, "training_rate", lambda command: (50.0, 0.01))
+    monkeypatch.setattr(benchmark, "matrix_product_rate", lambda device, precision="float32": 1e11)
+    monkeypatch.setattr(benchmark, "training_rate", understood)
     for constant, value in {"REPEATS": 1, "PATCHES": 3, "BATCH": 2, "SUBJECTS": (1, 2), "SIZES": (16, 24)}.items():
         monkeypatch.setattr(benchmark, constant, value)
+
+
+def understood(command):
+    """Stands for a training that begins: its arguments are read as training.py reads them."""
+    assert training.parse_arguments([str(word) for word in command[2:]]).steps == 1000
+    return 50.0, 0.01
 
 
 def rows(text, title):
