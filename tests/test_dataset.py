@@ -122,6 +122,14 @@ def test_a_sample_depends_on_its_number_alone(subject):
     assert not np.array_equal(samples_of(subject, seed=1)[1]["truth"], drawn[1]["truth"])
 
 
+def test_soft_samples_hold_less_detail(subject):
+    plain = {"BIAS": 0, "NEW_CONTRAST": 0, "MISALIGNMENT": 0, "T1_NOISE": 0}
+    for number in range(5):
+        sharp, soft = (samples_of(subject, SOFT=share, **plain)[number]["truth"] for share in (0, 1))
+        roughness = [np.square(np.diff(truth, axis=0)).mean() for truth in (sharp, soft)]
+        assert roughness[1] < 0.8 * roughness[0]
+
+
 def test_samples_are_whole(subject):
     samples = samples_of(subject)
     for number in range(40):
