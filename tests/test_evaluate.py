@@ -11,6 +11,7 @@ import pytest
 import evaluate
 import synthesize_anisotropic
 from func.metrics import score_brain
+from func.summary import mean_and_interval
 from func.volumes import find_pairs, read_volume, result_path, save_volume
 
 
@@ -164,8 +165,8 @@ def test_a_map_on_another_grid_is_told(study, with_uncertainty, tmp_path, capsys
 def test_intervals_count_subjects_not_scans():
     # Means 1, 2 and 3 of three subjects: t(2) = 4.3027, sd 1, so 4.3027 / sqrt(3).
     values = [("a", 0.5), ("a", 1.5), ("b", 2.0), ("c", 2.0), ("c", 3.0), ("c", 4.0)]
-    assert evaluate.mean_and_interval(values, 3) == "2.000 ± 2.484"
-    assert evaluate.mean_and_interval(values[:2], 3) == "1.000"
+    assert mean_and_interval(values, 3) == "2.000 ± 2.484"
+    assert mean_and_interval(values[:2], 3) == "1.000"
 
 
 def test_without_a_baseline_the_results_are_scored_alone(study, tmp_path):
