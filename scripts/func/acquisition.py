@@ -280,7 +280,7 @@ def recover_geometry(volume: np.ndarray, tolerance: float = 2e-3) -> SliceGeomet
         if found is None:
             continue
         columns, start = found
-        spacing, center, misfit = _search_knots(columns)
+        spacing, center, misfit = search_knots(columns)
         if misfit < tolerance and (best is None or misfit < best[0]):
             best = misfit, _best_extent(volume, axis, spacing, center + start)
     return best[1] if best else None
@@ -308,7 +308,7 @@ def _inner_columns(volume: np.ndarray, axis: int, count: int = 96) -> tuple[np.n
     return columns[start:stop, deepest].astype(np.float64), start
 
 
-def _spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
+def spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
     """Relative misfit of the least-squares cubic splines with knots at center + spacing * Z to the columns."""
     length = len(columns)
     first = center - spacing * (math.ceil(center / spacing) + 4)
@@ -320,15 +320,18 @@ def _spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
     return float(np.linalg.norm(residual) / np.linalg.norm(columns - columns.mean(axis=0)))
 
 
-def _search_knots(columns: np.ndarray) -> tuple[float, float, float]:
-    """Spacing of the knots, one centre, and the misfit; found in a short window, where a wrong spacing cannot drift."""
+def search_knots(columns: np.ndarray, tolerance: float = 0.02) -> tuple[float, float, float]:
+    """Spacing of the knots, one centre, and the misfit; found in a short window, where a wrong spacing cannot drift.
+
+    Columns are of shape (length, count); their misfit is infinite where no spacing keeps it below ``tolerance``.
+    """
     window = min(32, len(columns))
     start = (len(columns) - window) // 2
     short = columns[start : start + window]
     # The splines of a finer spacing contain those of its multiples, so the coarsest that fits is the true one.
     for spacing in np.arange(8.0, 1.45, -0.25):
         offsets = np.arange(8) * spacing / 8
-        misfits = [_spline_misfit(short, spacing, offset) for offset in offsets]
+        misfits = [spline_misfit(short, spacing, offset) for offset in offsets]
         if min(misfits) > 0.25:
             continue
         found = spacing, offsets[int(np.argmin(misfits))] + start
@@ -336,7 +339,7 @@ def _search_knots(columns: np.ndarray) -> tuple[float, float, float]:
             low = (len(columns) - span) // 2
             *found, misfit = _refine(columns[low : low + span], found[0], found[1] - low)
             found[1] += low
-            if misfit > 0.02:
+            if misfit > tolerance:
                 break
         else:
             return float(found[0]), float(found[1]), misfit
@@ -350,7 +353,7 @@ def _refine(columns: np.ndarray, spacing: float, center: float) -> tuple[float, 
     def misfit(parameters: np.ndarray) -> float:
         spacing, middle = parameters
         return (
-            _spline_misfit(columns, spacing, middle % spacing)
+            spline_misfit(columns, spacing, middle % spacing)
             if abs(spacing - start) < 0.3 and spacing > 1.45
             else np.inf
         )

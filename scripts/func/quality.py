@@ -69,7 +69,12 @@ def quality_of(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> tuple[
         Plain values for the JSON sidecar (lengths in mm, volumes in ml, intensity differences in percent; None for
         what cannot be measured here), and warnings, each a sentence.
     """
-    stack = _raw_stack(t1, t2, report) if "Registration" in report else _grid_stack(t1, t2, report)
+    if "Registration" in report:
+        stack = _raw_stack(t1, t2, report)
+    elif "StackAffine" in report.get("SliceGeometry", {}):
+        stack = _oblique_stack(t1, t2, report["SliceGeometry"])
+    else:
+        stack = _grid_stack(t1, t2, report)
     quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack)}
     quality = {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()}
     return quality, warnings_of(quality)
@@ -182,6 +187,19 @@ def _raw_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack
     return _scaled(
         t1_seen, slices, t2.affine, "ijk".index(stated["SliceEncodingDirection"][0]), stated["SliceThickness"]
     )
+
+
+def _oblique_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, stated: dict) -> _Stack:
+    """From scans on one grid that the slices are oblique to: both scans where the slices lie."""
+    matrix = np.array(stated["StackAffine"])
+    to_grid = np.linalg.inv(t2.affine) @ matrix
+    t1_array, t2_array = (
+        ndimage.affine_transform(
+            np.asarray(image.dataobj, dtype=np.float32), to_grid[:3, :3], to_grid[:3, 3], stated["StackShape"], order=3
+        )
+        for image in (t1, t2)
+    )
+    return _scaled(t1_array, t2_array, matrix, 2, stated["SliceThickness"])
 
 
 def _scaled(t1: np.ndarray, t2: np.ndarray, matrix: np.ndarray, axis: int, thickness: float | None) -> _Stack:

@@ -34,6 +34,7 @@ from func.errors import BabyAIError
 from func.guidance import likelier_profile, network_inputs
 from func.intensity import published_normalise, scale_of, zero_based_scale
 from func.network import Weights
+from func.oblique import ObliqueStack, find_oblique_stack
 from func.patches import count_patches, has_fast_bfloat16, run_patches
 from func.volumes import from_ras, image_of, to_ras
 
@@ -43,6 +44,7 @@ RECOVERED = "recovered from the volume"  # where the slice geometry came from
 # The compact network takes up to this many voxels along an axis at once; larger volumes are cut, overlapping.
 _WINDOW = 192
 _OVERLAP = 48
+_RINGING = 2e-3  # of the brightest voxel: a cubic spline's faint ringing in the air around a brain is no anatomy
 _MARGIN = 6  # voxels of air kept around the head
 # Half-width of the 90 % interval from the spread of mirrored runs (constant and slope), calibrated on three held-out
 # infants (3 and 4 mm, box). Fitted without the one in question it held 88 to 92 % of the errors, and correlated 0.46 to
@@ -99,6 +101,9 @@ def reconstruct(
 
     t1_array, t2_array = _array(t1), _array(t2)
     geometry, source = _explaining_geometry(t2_array, geometry)
+    stack = None if geometry else find_oblique_stack(t2_array)
+    if stack:
+        return _reconstruct_oblique(t1, t2, stack, network, device, precision, progress, uncertainty)
     axis = geometry.axis if geometry else int(np.argmin(t2_array.shape))
     turn = slices_last(axis)
     t1_turned, t2_turned = np.transpose(t1_array, turn), np.transpose(t2_array, turn)
@@ -168,8 +173,7 @@ def reconstruct_raw(
     slice_affine = geometry.affine_in(affine)
     slices = resample(_smoothed_in_plane(t2, axis), slice_shape, slice_affine)
     t1_array = resample(t1, shape, affine, np.linalg.inv(registration.matrix))
-    # The cubic spline's faint ringing in the air around a brain-extracted T1w is no anatomy.
-    t1_array[t1_array < 2e-3 * t1_array.max()] = 0
+    t1_array[t1_array < _RINGING * t1_array.max()] = 0
     result, residual, interval, checks, seconds = _reconstruct_array(
         t1_array, upsample(slices, geometry, shape[2]), slices, geometry, weights.network.to(device), device, precision,
         progress, uncertainty,
@@ -198,6 +202,56 @@ def reconstruct_raw(
         interval = resample(image_of(interval, affine, t2), frame_shape, frame_affine, registration.matrix)
         interval_image = image_of(np.maximum(interval, 0), frame_affine, t1)
     return Reconstruction(image_of(moved, frame_affine, t1), report, residual_image, interval_image)
+
+
+def _reconstruct_oblique(
+    t1: nib.Nifti1Image,
+    t2: nib.Nifti1Image,
+    stack: ObliqueStack,
+    network: torch.nn.Module,
+    device: torch.device,
+    precision: str,
+    progress: Progress | None,
+    uncertainty: bool,
+) -> Reconstruction:
+    """As :func:`reconstruct`, of slices oblique to the grid: computed along them, and only the gain turned back."""
+    from func.registration import resample
+
+    shape, affine, geometry = _grid_along(stack, t2)
+    t1_array, t2_array = resample(t1, shape, affine), resample(t2, shape, affine)
+    t1_array[t1_array < _RINGING * t1_array.max()] = 0
+    slices = measured_slices(t2_array, geometry)
+    scans = (zero_based_scale(scan).apply(scan) for scan in (t1_array, slices))
+    geometry = replace(geometry, profile=likelier_profile(*scans, geometry))
+    upsampled = upsample(slices, geometry, shape[2])
+    result, residual, interval, checks, seconds = _reconstruct_array(
+        t1_array, upsampled, slices, geometry, network, device, precision, progress, uncertainty
+    )
+    # The T2w itself is not interpolated again.
+    gain = resample(image_of(result - upsampled, affine, t2), t2.shape, t2.affine)
+    moved = _array(t2) + gain
+    if np.asarray(t2.dataobj).min() >= 0:
+        np.maximum(moved, 0, out=moved)
+    slice_affine, voxel = geometry.affine_in(affine), float(voxel_sizes(affine)[2])
+    report = {
+        "SliceGeometry": {
+            "Source": f"{RECOVERED}, oblique to its grid",
+            "SliceThickness": round(geometry.thickness * voxel, 4),
+            "SpacingBetweenSlices": round(geometry.spacing * voxel, 4),
+            "SliceProfile": geometry.profile,
+            "StackAffine": np.round(slice_affine, 6).tolist(),
+            "StackShape": [*shape[:2], geometry.count],
+        },
+        "Checks": checks,
+        "Seconds": seconds,
+        "Computed": {"Device": str(device), "Precision": precision},
+    }
+    interval_image = None
+    if interval is not None:
+        interval = resample(image_of(interval, affine, t2), t2.shape, t2.affine)
+        interval_image = image_of(np.maximum(interval, 0), t2.affine, t2)
+    residual_image = image_of(residual.astype(np.float32), slice_affine, t2)
+    return Reconstruction(image_of(moved, t2.affine, t2), report, residual_image, interval_image)
 
 
 def choose_device(device: str, precision: str) -> tuple[torch.device, str]:
@@ -248,6 +302,17 @@ def _working_grid(
     offset[axis] = -margin / sizes[axis]
     geometry = SliceGeometry(2, thickness, spacing, float(margin), t2.shape[axis], profile)
     return shape, t2.affine @ nib.affines.from_matvec(matrix, offset), geometry
+
+
+def _grid_along(stack: ObliqueStack, t2: nib.Nifti1Image) -> tuple[tuple[int, int, int], np.ndarray, SliceGeometry]:
+    """A grid along the slices, these last, over all of the T2w's field of view; and the slices in it."""
+    corners = np.stack(np.meshgrid(*((0, n - 1) for n in t2.shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    reach = (corners - stack.center) @ stack.axes
+    low = np.floor(reach.min(axis=0))
+    shape = tuple(int(n) for n in np.ceil(reach.max(axis=0)) - low + 1)
+    affine = t2.affine @ nib.affines.from_matvec(stack.axes, stack.center + stack.axes @ low)
+    first = -low[2] % stack.spacing
+    return shape, affine, SliceGeometry.fitting(2, shape[2], stack.spacing, first_center=first)
 
 
 def _smoothed_in_plane(t2: nib.Nifti1Image, axis: int) -> nib.Nifti1Image:
