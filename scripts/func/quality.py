@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from func.acquisition import SliceGeometry, acquire, measured_slices, recover_geometry, slices_last
 from func.intensity import zero_based_scale
-from func.reconstruction import noise_of
+from func.reconstruction import LARGEST_T1_OFFSET, noise_of
 
 # The bundled weights were trained on slices like these, in mm.
 TRAINED_THICKNESS = (2.0, 6.0)
@@ -75,7 +75,8 @@ def quality_of(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> tuple[
         stack = _oblique_stack(t1, t2, report["SliceGeometry"])
     else:
         stack = _grid_stack(t1, t2, report)
-    quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack)}
+    offset = {"T1wOffset": report.get("Checks", {}).get("T1wOffset")}
+    quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack), **offset}
     quality = {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()}
     return quality, warnings_of(quality)
 
@@ -83,7 +84,7 @@ def quality_of(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> tuple[
 def warnings_of(quality: dict) -> list[str]:
     """A sentence for each number that is out of range; numbers that are missing or None give none."""
     known = {key: value for key, value in quality.items() if value is not None}
-    return [*_slice_warnings(known), *_motion_warnings(known), *_contrast_warnings(known)]
+    return [*_slice_warnings(known), *_offset_warnings(known), *_motion_warnings(known), *_contrast_warnings(known)]
 
 
 def is_stripped(image: nib.Nifti1Image) -> bool:
@@ -118,6 +119,15 @@ def _slice_warnings(known: dict) -> list[str]:
             "the orientation of the scan."
         )
     return told
+
+
+def _offset_warnings(known: dict) -> list[str]:
+    if known.get("T1wOffset", 0) <= LARGEST_T1_OFFSET:
+        return []
+    return [
+        f"The T1w lay {known['T1wOffset']:.1f} mm off the T2w and was moved onto it for the reconstruction; register "
+        "the two scans more exactly, and look twice."
+    ]
 
 
 def _motion_warnings(known: dict) -> list[str]:

@@ -31,7 +31,7 @@ from func.acquisition import (
 )
 from func.compact import MULTIPLE
 from func.errors import BabyAIError
-from func.guidance import likelier_profile, network_inputs
+from func.guidance import likelier_profile, network_inputs, t1_offset
 from func.intensity import published_normalise, scale_of, zero_based_scale
 from func.network import Weights
 from func.oblique import ObliqueStack, find_oblique_stack
@@ -39,6 +39,7 @@ from func.patches import count_patches, has_fast_bfloat16, run_patches
 from func.volumes import from_ras, image_of, to_ras
 
 Progress = Callable[[int, int], object]
+LARGEST_T1_OFFSET = 0.7  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
 RECOVERED = "recovered from the volume"  # where the slice geometry came from
 
 # The compact network takes up to this many voxels along an axis at once; larger volumes are cut, overlapping.
@@ -386,19 +387,25 @@ def _reconstruct_array(
     t1_head = t1_scale.apply(t1[inner]).astype(np.float32)
     t2_head = t2_scale.apply(upsampled[inner]).astype(np.float32)
     slices_head = None if slices is None else t2_scale.apply(slices[inner]).astype(np.float32)
+    checks, residual, interval, damping = {}, None, None, 0.0
+    if geometry is not None:
+        offset = t1_offset(t1_head, slices_head, geometry)
+        checks["T1wOffset"] = round(float(np.linalg.norm(offset)), 2)
+        if checks["T1wOffset"] > LARGEST_T1_OFFSET:
+            t1_head = ndimage.shift(t1_head, offset, order=3)
+            t1_head[t1_head < _RINGING * t1_head.max()] = 0
     inputs = network_inputs(t1_head, t2_head, slices_head, geometry)
     prepared = time.perf_counter()
     estimate = _run_compact(network, inputs, device, precision, progress)
     computed = time.perf_counter()
 
-    checks, residual, interval, damping = {}, None, None, 0.0
     if geometry is not None:
         head, noise = slices_head > 0.02, noise_of(slices_head)
         before = slices_head - acquire(estimate, geometry)
         damping = damping_for(before[head], noise, geometry, t1.shape[2])
         estimate = make_consistent(estimate, slices_head, geometry, damping)
         after = slices_head - acquire(estimate, geometry)
-        checks = {
+        checks |= {
             "NoiseOfSlices": float(np.round(noise, 5)),
             "Damping": float(np.round(damping, 5)),
             "SliceResidualBefore": _rms(before[head]),
