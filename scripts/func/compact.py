@@ -41,7 +41,7 @@ class CompactNet(nn.Module):
         blocks: residual blocks on the way down at each of these; as many on the way up, but at the bottom.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 96), blocks: tuple[int, ...] = (2, 2, 2)) -> None:
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96), blocks: tuple[int, ...] = (2, 3, 3)) -> None:
         super().__init__()
         self.stem = nn.Conv3d(INPUT_CHANNELS * FACTOR**3, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(_sequence(width, n) for width, n in zip(channels, blocks, strict=True))
