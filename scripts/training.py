@@ -183,6 +183,7 @@ def train(run: Run, arguments: argparse.Namespace, processes: Processes, stop: S
 
     torch.manual_seed(settings["seed"])
     network = trainable_network(settings).to(device)
+    keep_small_maps_in_float32(network, torch.from_numpy(data.samples[0]["inputs"])[None].to(device))
     mean = RunningMean(network, settings["averaging"])
     optimizers = optimizers_of(network, settings)
     loss_of = LOSSES[settings["recipe"]]
@@ -350,6 +351,34 @@ def keep_used_taps(module: nn.Conv3d | nn.ConvTranspose3d, kind: str, size: int)
     module.padding = (0, 0, 0)
     if kind == "up":
         module.output_padding = (0, 0, 0)
+
+
+class Float32Conv3d(nn.Conv3d):
+    """A convolution that computes in float32 whatever autocast says."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        with torch.autocast(maps.device.type, enabled=False):
+            return super().forward(maps.float())
+
+
+def keep_small_maps_in_float32(network: nn.Module, inputs: Tensor) -> None:
+    """Have convolutions of maps of one or two voxels, as a pass of the inputs shows them, keep out of bfloat16.
+
+    Their gradient in bfloat16 is NaN now and then on processors (PyTorch 2.13, some AVX-512), for no fault of theirs.
+    """
+    small = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, maps: small.append((module, max(maps[0].shape[2:]))))
+        for module in network.modules()
+        if type(module) is nn.Conv3d
+    ]
+    with torch.no_grad():
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    for module, size in small:
+        if size <= 2:
+            module.__class__ = Float32Conv3d
 
 
 def initial_tensors(path: str, settings: Mapping) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """training.py: it learns, resumes exactly, shares the work, and loses nothing to signals, kills and NaN."""
 
+import copy
 import csv
 import os
 import re
@@ -158,6 +159,20 @@ def test_taps_that_meet_only_padding_are_never_trained():
             optimizer.step()
     with torch.no_grad():
         torch.testing.assert_close(shrunken(inputs), plain(inputs), atol=2e-5, rtol=1e-4)
+
+
+def test_small_maps_are_kept_out_of_bfloat16():
+    network = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 3, padding=1), torch.nn.Conv3d(3, 3, 2, stride=2))
+    network.append(torch.nn.Conv3d(3, 3, 3, padding=1))
+    inputs = torch.rand(1, 2, 4, 4, 4)
+    expected = network(inputs)
+    training.keep_small_maps_in_float32(network, inputs)
+    kinds = [type(module) for module in network]
+    assert kinds == [torch.nn.Conv3d, torch.nn.Conv3d, training.Float32Conv3d]
+    torch.testing.assert_close(network(inputs), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(inputs).dtype == torch.float32
+        assert copy.deepcopy(network)[:2](inputs).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGUSR1, 138), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
