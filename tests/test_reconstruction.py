@@ -244,6 +244,15 @@ class TestRawMode:
             centroid = (grid * patch[..., None]).sum((0, 1, 2)) / patch.sum()
             assert np.linalg.norm(nib.affines.apply_affine(AFFINE, centroid) - point) < 0.5
 
+    def test_a_registration_that_is_a_little_off_is_corrected(self, head, without_registration):
+        t1, t2 = head
+        geometry = SliceGeometry.fitting(2, SHAPE[2], 4)
+        off = nib.affines.from_matvec(np.eye(3), [1.4, 0, -1])
+        stack = nib.Nifti1Image(acquire(np.asarray(t2.dataobj), geometry), off @ geometry.affine_in(AFFINE))
+        result = reconstruct_raw(t1, stack, weights_of(Unchanged()))
+        np.testing.assert_allclose(result.report["Registration"]["T1wToT2w"], off, atol=0.3)
+        assert result.report["Checks"]["T1wOffset"] < 0.5
+
     def test_the_result_lies_in_the_frame_of_the_t1(self):
         affine = nib.affines.from_matvec(_rotation(20) @ np.diag([0.8, 0.8, 0.8]), [3, -4, 5])
         t1 = nib.Nifti1Image(np.zeros((50, 60, 70), np.float32), affine)

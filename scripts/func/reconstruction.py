@@ -39,7 +39,7 @@ from func.patches import count_patches, has_fast_bfloat16, run_patches
 from func.volumes import from_ras, image_of, to_ras
 
 Progress = Callable[[int, int], object]
-LARGEST_T1_OFFSET = 0.7  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
+LARGEST_T1_OFFSET = 0.9  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
 RECOVERED = "recovered from the volume"  # where the slice geometry came from
 
 # The compact network takes up to this many voxels along an axis at once; larger volumes are cut, overlapping.
@@ -175,6 +175,11 @@ def reconstruct_raw(
     slice_affine = geometry.affine_in(affine)
     slices = resample(_smoothed_in_plane(t2, axis), slice_shape, slice_affine)
     t1_array = resample(t1, shape, affine, np.linalg.inv(registration.matrix))
+    offset = t1_offset(*(zero_based_scale(scan).apply(scan) for scan in (t1_array, slices)), geometry)
+    if np.linalg.norm(offset) > LARGEST_T1_OFFSET:
+        correction = nib.affines.from_matvec(np.eye(3), affine[:3, :3] @ offset)
+        registration = replace(registration, matrix=correction @ registration.matrix)
+        t1_array = resample(t1, shape, affine, np.linalg.inv(registration.matrix))
     t1_array[t1_array < _RINGING * t1_array.max()] = 0
     result, residual, interval, checks, seconds = _reconstruct_array(
         t1_array, upsample(slices, geometry, shape[2]), slices, geometry, weights.network.to(device), device, precision,
