@@ -202,7 +202,9 @@ def folded_way(
     if not emulated:
         volume, _ = timed(lambda: run_patches(network, inputs, precision=precision, device=device), device)
     memory = peak_memory(device)
-    operations, rate = operations_of(network, sample[:1]), matrix_product_rate(device, precision)
+    with computing(device, precision):
+        operations = operations_of(network, sample[:1])
+    rate = matrix_product_rate(device, precision)
     return Way(f"folded, {precision}", seconds / len(sample), outputs.float(), operations, volume, rate, memory)
 
 
@@ -266,19 +268,28 @@ def bundled(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device, fold
     return f"### The bundled weights\n\n{table(header, rows)}\n\n`import torch` alone takes {starting:.1f} s."
 
 
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+
+
 def run_process(command: list) -> tuple[float, int]:
     """Processor seconds and peak resident bytes of a command and all it starts.
 
     Raises:
         BabyAIError: the command failed.
     """
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise BabyAIError(f"{command[1]} ended with exit code {process.returncode}: run it by itself to see why.")
+    # A process begins with the peak of the one that starts it: a small one between the two keeps ours out of it.
+    words = [sys.executable, "-c", MEASURED, *map(str, command)]
+    measured = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    code, seconds, memory = measured.split()
+    if int(code):
+        raise BabyAIError(f"{command[1]} ended with exit code {code}: run it by itself to see why.")
     unit = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit
+    return float(seconds), int(memory) * unit
 
 
 def growth(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device) -> str:
