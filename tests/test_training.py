@@ -277,7 +277,7 @@ def test_two_processes_do_what_one_does(train, shapes_data, tmp_path, monkeypatc
     np.testing.assert_allclose(found, expected, rtol=1e-3)
     first, second = tensors(whole), tensors(tmp_path / "runs" / "two")
     for name in first:
-        torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(second[name], first[name], atol=1e-3, rtol=1e-3)
     rows = {row["run"]: row for row in runs.read_rows(tmp_path / "training_info.csv")}
     assert sorted(rows) == ["one", "two"]
     for name in ("validation_loss", "validation_psnr", "validation_ssim", "validation_cubic_psnr", "test_psnr"):
@@ -312,7 +312,7 @@ def test_a_signal_to_one_of_two_stops_both_at_one_checkpoint(train, shapes_data,
     second.send_signal(signal.SIGUSR1)
     _, told = first.communicate(timeout=100)
     assert second.communicate(timeout=100) == ("", "")
-    assert first.returncode == second.returncode == 138
+    assert (first.returncode, second.returncode) == (138, 138), told
     assert told.startswith("Stopped by SIGUSR1 at step ") and told.count("\n") == 1
     step = int(re.search(r"step (\d+) of 100", told)[1])
     code, printed, _ = train("signalled", *settings, "--resume")

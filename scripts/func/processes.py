@@ -98,6 +98,9 @@ def process_group() -> Iterator[Processes]:
     dist.init_process_group(backend, rank=processes.rank, world_size=processes.count, timeout=timedelta(minutes=60))
     try:
         yield processes
+        # One that leaves while another still sends to it could take that other down with it.
+        with contextlib.suppress(RuntimeError):
+            dist.monitored_barrier(timeout=timedelta(seconds=10))
     finally:
         dist.destroy_process_group()
 
