@@ -231,12 +231,10 @@ class ReducedAlongX(nn.Module):
         inner = planes[SMALL - 1 : 1 - SMALL].unfold(0, points, SMALL).mT
         torch.bmm(self.gather.expand(len(inner), -1, -1), inner, out=gathered[:, 1:-1].transpose(0, 1))
         images = gathered.view(points, tiles * batch, side, side, -1).permute(0, 1, 4, 2, 3)
-        convolved = torch.stack(
-            [
-                F.conv2d(image, weight, padding=1).permute(0, 2, 3, 1)
-                for image, weight in zip(images, self.weight.chunk(points), strict=True)
-            ]
-        )
+        weights = self.weight.chunk(points)
+        convolved = gathered.new_empty(points, tiles * batch, side, side, len(weights[0]))
+        for result, image, weight in zip(convolved, images, weights, strict=True):
+            result.copy_(F.conv2d(image, weight, padding=1).permute(0, 2, 3, 1))
         y = torch.bmm(self.scatter.expand(tiles, -1, -1), convolved.view(points, tiles, -1).transpose(0, 1))
         return y.view(size, batch, area, -1).add_(self.bias)
 

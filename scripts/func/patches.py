@@ -16,6 +16,7 @@ from torch import Tensor
 # Inputs lie between 0 and 1, where float32 tells numbers no closer than this apart. A cubic spline rings on for many
 # slices beyond the head, fainter each time: without this bound that ringing would fill most of the empty windows.
 NEGLIGIBLE = 1e-7
+BATCH_SIZE = 24  # of the published network: the fastest on CPUs that keeps a run's memory at about 1 GB
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def run_patches(
     inputs: Tensor,
     patch: Sequence[int] = (32, 32, 32),
     stride: Sequence[int] = (16, 16, 16),
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     weighting: str = "equal",
     precision: str = "float32",
     device: str | torch.device = "cpu",
@@ -96,8 +97,7 @@ def run_patches(
     corners = list(itertools.product(*(axis.starts for axis in axes)))
     windows = [tuple(slice(at, at + n) for at, n in zip(corner, patch, strict=True)) for corner in corners]
     taper = _outer(axis.taper for axis in axes).to(device)
-    coverage = _outer(axis.coverage(n) for axis, n in zip(axes, volume.shape[1:], strict=True)).to(device)
-    total = torch.zeros_like(coverage)
+    total = torch.zeros_like(volume[0])
     done = progress or (lambda count: None)
 
     with torch.inference_mode(), computing(device, precision):
@@ -115,13 +115,14 @@ def run_patches(
             for window, output in zip(batch, outputs, strict=True):
                 total[window] += output[0] * taper
             done(len(batch))
+    coverage = _outer(axis.coverage(n) for axis, n in zip(axes, total.shape, strict=True)).to(device)
     crop = tuple(slice(axis.before, n - axis.after) for axis, n in zip(axes, total.shape, strict=True))
-    return (total / coverage)[crop].cpu()
+    return total.div_(coverage)[crop].cpu()
 
 
 def _occupied(volume: Tensor, axes: Sequence[AxisTiling]) -> list[bool]:
     """Which windows over a volume (C, X, Y, Z) hold more than negligible values, one axis after the other."""
-    occupied = (volume.abs() > NEGLIGIBLE).any(dim=0)
+    occupied = (volume > NEGLIGIBLE).logical_or_(volume < -NEGLIGIBLE).any(dim=0)
     for dim, axis in enumerate(axes):
         spans = [occupied.narrow(dim, start, len(axis.taper)).any(dim) for start in axis.starts]
         occupied = torch.stack(spans, dim)
