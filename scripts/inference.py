@@ -298,7 +298,8 @@ def reconstruct_case(case: Case, weights, arguments: argparse.Namespace, progres
         sidecar = case.sidecar | overridden(arguments)
         return reconstruct_raw(case.t1, case.t2, weights, sidecar, space=arguments.space, **running)
     check_case(case, weights.recipe)
-    return reconstruct(case.t1, case.t2, weights, geometry=stated_geometry(case), **running)
+    geometry, thickness = stated_geometry(case), stated_thickness(case)
+    return reconstruct(case.t1, case.t2, weights, geometry=geometry, thickness=thickness, **running)
 
 
 def save_case(pair: Pair, case: Case, path: Path, result, weights, arguments: argparse.Namespace, reporter) -> None:
@@ -407,6 +408,13 @@ def stated_geometry(case: Case):
     from func.acquisition import SliceGeometry
 
     return SliceGeometry.from_sidecar(case.sidecar, case.t2)
+
+
+def stated_thickness(case: Case) -> float | None:
+    """Slice thickness in mm as the T2w's sidecar states it, or preprocessing.py there of the scan it started from."""
+    acquired = case.sidecar.get("AsAcquired")
+    stated = (case.sidecar | (acquired if isinstance(acquired, dict) else {})).get("SliceThickness")
+    return float(stated) if isinstance(stated, int | float) else None
 
 
 def described(pair: Pair, weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:

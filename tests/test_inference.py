@@ -324,6 +324,20 @@ def test_a_reconstruction_agrees_with_its_slices_in_any_axis_order(thick, small_
         np.testing.assert_allclose(result, found["RAS"], atol=2e-3 * measured.max())
 
 
+@pytest.mark.parametrize(
+    ("told", "thickness"),
+    [({"SliceThickness": 3.5}, 3.5), ({"AsAcquired": {"SliceThickness": 3.5}}, 3.5), ({"AsAcquired": "long ago"}, 4.0)],
+)
+def test_a_sidecar_that_tells_only_the_thickness_is_heeded(thick, weights, tmp_path, told, thickness):
+    folder = thick()
+    save_json(folder / "sub-1_acq-axial4mm_T2w.json", told)
+    arguments = ["--data-dir", str(folder), "--output-dir", str(tmp_path / "out"), "--weights", str(weights)]
+    assert inference.main(arguments) == 0
+    found = read_sidecar(tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz")["SliceGeometry"]
+    assert found["Source"] == "recovered from the volume"
+    assert found["SliceThickness"] == pytest.approx(thickness, abs=0.01)
+
+
 def test_the_same_case_gives_the_same_bytes(thick, weights, tmp_path):
     written = []
     for name in ("first", "second"):

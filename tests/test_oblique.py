@@ -94,6 +94,8 @@ def test_it_is_reconstructed_along_its_slices(scans):
     quality, _ = quality_of(t1_image, t2_image, result.report)
     assert quality["Obliqueness"] == pytest.approx(np.rad2deg(np.arccos(TURN[2, 2])), abs=0.2)
     assert quality["SliceThickness"] == pytest.approx(4, rel=2e-3)
+    stated = reconstruct(t1_image, t2_image, WEIGHTS, thickness=3.0).report["SliceGeometry"]
+    assert stated["SliceThickness"] == 3 and stated["SpacingBetweenSlices"] == pytest.approx(4, rel=2e-3)
     # The residual lies where the slices do.
     seen = nib.affines.apply_affine(result.residual.affine, [[0, 0, 0], [0, 0, 1]])
     assert np.linalg.norm(seen[1] - seen[0]) == pytest.approx(4, rel=2e-3)

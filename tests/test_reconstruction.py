@@ -113,6 +113,17 @@ def test_geometry_is_recovered_where_no_sidecar_tells_it(head):
     np.testing.assert_allclose(np.asarray(found.image.dataobj), np.asarray(told.image.dataobj), rtol=0, atol=1.0)
 
 
+@pytest.mark.parametrize(("stated", "taken"), [(3.0, 3.0), (None, 4.0), (1.0, 4.0), (30.0, 4.0), (float("nan"), 4.0)])
+def test_a_plausible_thickness_goes_with_the_recovered_spacing(head, stated, taken):
+    t1, t2 = head
+    array = np.asarray(t2.dataobj)
+    gapped = SliceGeometry.fitting(2, SHAPE[2], 3.0, 4.0)
+    low = nib.Nifti1Image(upsample(acquire(array, gapped), gapped, SHAPE[2]), AFFINE)
+    found = reconstruct(t1, low, weights_of(Unchanged()), thickness=stated).report["SliceGeometry"]
+    assert found["SliceThickness"] == pytest.approx(taken, abs=0.01)
+    assert found["SpacingBetweenSlices"] == pytest.approx(4, abs=0.01)
+
+
 @pytest.mark.parametrize("thickness", [2, 4])
 @pytest.mark.parametrize("profile", ["box", "point"])
 def test_the_profile_is_recovered_with_the_geometry(head, profile, thickness):

@@ -41,6 +41,7 @@ from func.volumes import from_ras, image_of, to_ras
 Progress = Callable[[int, int], object]
 LARGEST_T1_OFFSET = 0.9  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
 RECOVERED = "recovered from the volume"  # where the slice geometry came from
+PLAUSIBLE_THICKNESS = (0.6, 1.05)  # of the recovered spacing; any other was stated of another grid
 
 # The compact network takes up to this many voxels along an axis at once; larger volumes are cut, overlapping.
 _WINDOW = 192
@@ -81,6 +82,7 @@ def reconstruct(
     precision: str = "auto",
     progress: Progress | None = None,
     uncertainty: bool = False,
+    thickness: float | None = None,
 ) -> Reconstruction:
     """Reconstruct a T2w that was up-sampled to the T1w's grid.
 
@@ -92,6 +94,8 @@ def reconstruct(
         precision: ``auto``, ``float32`` or ``bfloat16``.
         progress: called with (windows done, windows in all).
         uncertainty: also estimate where not to trust the result, at four times the cost.
+        thickness: of the slices in mm, where their geometry must be recovered, which shows only their spacing; the two
+            are taken to be equal where it is None or implausible.
 
     Raises:
         BabyAIError: the device is not there, or the scans hold nothing to scale intensities by.
@@ -102,10 +106,13 @@ def reconstruct(
         return _reconstruct_published(t1, t2, network, device, precision, progress)
 
     t1_array, t2_array = _array(t1), _array(t2)
+    thickness = None if geometry else thickness
     geometry, source = _explaining_geometry(t2_array, geometry)
     stack = None if geometry else find_oblique_stack(t2_array)
     if stack:
-        return _reconstruct_oblique(t1, t2, stack, network, device, precision, progress, uncertainty)
+        return _reconstruct_oblique(t1, t2, stack, network, device, precision, progress, uncertainty, thickness)
+    if source == RECOVERED:
+        geometry = _of_thickness(geometry, thickness, float(voxel_sizes(t2.affine)[geometry.axis]))
     axis = geometry.axis if geometry else int(np.argmin(t2_array.shape))
     turn = slices_last(axis)
     t1_turned, t2_turned = np.transpose(t1_array, turn), np.transpose(t2_array, turn)
@@ -220,11 +227,14 @@ def _reconstruct_oblique(
     precision: str,
     progress: Progress | None,
     uncertainty: bool,
+    thickness: float | None,
 ) -> Reconstruction:
     """As :func:`reconstruct`, of slices oblique to the grid: computed along them, and only the gain turned back."""
     from func.registration import resample
 
     shape, affine, geometry = _grid_along(stack, t2)
+    voxel = float(voxel_sizes(affine)[2])
+    geometry = _of_thickness(geometry, thickness, voxel)
     t1_array, t2_array = resample(t1, shape, affine), resample(t2, shape, affine)
     t1_array[t1_array < _RINGING * t1_array.max()] = 0
     slices = measured_slices(t2_array, geometry)
@@ -239,7 +249,7 @@ def _reconstruct_oblique(
     moved = _array(t2) + gain
     if np.asarray(t2.dataobj).min() >= 0:
         np.maximum(moved, 0, out=moved)
-    slice_affine, voxel = geometry.affine_in(affine), float(voxel_sizes(affine)[2])
+    slice_affine = geometry.affine_in(affine)
     report = {
         "SliceGeometry": {
             "Source": f"{RECOVERED}, oblique to its grid",
@@ -341,6 +351,13 @@ def _explaining_geometry(t2: np.ndarray, stated: SliceGeometry | None) -> tuple[
     if recovered is not None:
         return recovered, RECOVERED
     return None, "unknown" if stated is None else "unknown (the sidecar's does not explain the volume)"
+
+
+def _of_thickness(geometry: SliceGeometry, thickness: float | None, voxel: float) -> SliceGeometry:
+    """Recovered slices, of the thickness stated in mm where that is plausible for slices so far apart."""
+    low, high = (bound * geometry.spacing for bound in PLAUSIBLE_THICKNESS)
+    stated = thickness is not None and low <= thickness / voxel <= high
+    return replace(geometry, thickness=thickness / voxel) if stated else geometry
 
 
 def _misfit(t2: np.ndarray, geometry: SliceGeometry) -> float:
