@@ -61,7 +61,7 @@ PRECISION = "auto"  # auto, float32 or bfloat16
 SPACE = None  # 1mm or t1: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
 OVERWRITE = False
 REPORT = True  # report.html and figures beside the results
-UNCERTAINTY = False  # also write where not to trust each result, at four times the cost
+UNCERTAINTY = False  # also write where not to trust each result; four runs of the network
 BIDS = False  # lay the results out as a BIDS derivative dataset
 
 
@@ -130,7 +130,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         default=UNCERTAINTY,
         help="also map (desc-uncertainty) how far the result may be off (the half-width of a 90 %% interval), "
-        "at four times the cost",
+        "from four runs of the network, whose mean the result then is",
     )
     arguments = parser.parse_args(argv)
     arguments.shard = arguments.shard or slurm_shard(os.environ)

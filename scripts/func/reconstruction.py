@@ -7,7 +7,7 @@ last axis: normalise, run the network, agree with the measured slices, undo the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import nibabel as nib
@@ -49,6 +49,7 @@ _OVERLAP = 48
 _RINGING = 2e-3  # of the brightest voxel: a cubic spline's faint ringing in the air around a brain is no anatomy
 _FAINT_ERROR = 0.004  # of the T2w's range: what the network gets wrong even where there is nothing to add
 _MARGIN = 6  # voxels of air kept around the head
+_MIRRORS = ((), (2,), (0,), (1,))  # axes along which the network sees a case mirrored, a run each; the slices' last
 # Half-width of the 90 % interval from the spread of mirrored runs (constant and slope), calibrated with evaluate.py on
 # 36 scans of three held-out infants (2 to 5 mm, box). Fitted to two of them it held 83 to 93 % of the errors in the
 # third; its correlation with their size is 0.50.
@@ -93,7 +94,8 @@ def reconstruct(
         device: ``auto``, or as torch names it.
         precision: ``auto``, ``float32`` or ``bfloat16``.
         progress: called with (windows done, windows in all).
-        uncertainty: also estimate where not to trust the result, at four times the cost.
+        uncertainty: also estimate where not to trust the result, from four runs of the network instead of one or two,
+            whose mean the result then is.
         thickness: of the slices in mm, where their geometry must be recovered, which shows only their spacing; the two
             are taken to be equal where it is None or implausible.
 
@@ -132,7 +134,7 @@ def reconstruct(
     image = turned_back(result, t2.affine)
     stated = geometry.to_sidecar(float(voxel_sizes(t2.affine)[axis])) if geometry else {}
     report = {"SliceGeometry": {"Source": source, **stated}, "Checks": checks, "Seconds": seconds}
-    report["Computed"] = {"Device": str(device), "Precision": precision}
+    report["Computed"] = _computed(device, precision, uncertainty)
     residual_image = None if residual is None else turned_back(residual, geometry.affine_in(t2.affine))
     interval_image = None if interval is None else turned_back(interval, t2.affine)
     return Reconstruction(image, report, residual_image, interval_image)
@@ -209,7 +211,7 @@ def reconstruct_raw(
         },
         "Checks": checks,
         "Seconds": {"Registration": round(registered - started, 3), **seconds},
-        "Computed": {"Device": str(device), "Precision": precision},
+        "Computed": _computed(device, precision, uncertainty),
     }
     residual_image, interval_image = image_of(residual.astype(np.float32), slice_affine, t2), None
     if interval is not None:
@@ -261,7 +263,7 @@ def _reconstruct_oblique(
         },
         "Checks": checks,
         "Seconds": seconds,
-        "Computed": {"Device": str(device), "Precision": precision},
+        "Computed": _computed(device, precision, uncertainty),
     }
     interval_image = None
     if interval is not None:
@@ -419,7 +421,8 @@ def _reconstruct_array(
             t1_head[t1_head < _RINGING * t1_head.max()] = 0
     inputs = network_inputs(t1_head, t2_head, slices_head, geometry)
     prepared = time.perf_counter()
-    estimate = _run_compact(network, inputs, device, precision, progress)
+    estimates = _estimates(network, inputs, _runs(precision, uncertainty), device, precision, progress)
+    estimate = estimates.mean(axis=0)
     computed = time.perf_counter()
 
     if geometry is not None:
@@ -443,10 +446,11 @@ def _reconstruct_array(
         residual[inner] = after * (t2_scale.high - t2_scale.low)
     consistent = time.perf_counter()
     if uncertainty:
-        flipped = _flipped_estimates(network, inputs, slices_head, geometry, damping, device, precision)
+        if geometry is not None:
+            estimates = np.stack([make_consistent(one, slices_head, geometry, damping) for one in estimates])
         interval = np.zeros_like(upsampled)
-        interval[inner] = _interval(np.stack([estimate, *flipped]), t2_head > 0.02) * (t2_scale.high - t2_scale.low)
-    mirrored = time.perf_counter()
+        interval[inner] = _interval(estimates, t2_head > 0.02) * (t2_scale.high - t2_scale.low)
+    weighed = time.perf_counter()
     result = np.array(upsampled, dtype=np.float32)
     result[inner] = t2_scale.invert(estimate)
     if upsampled.min() >= 0 or slices is None or slices.min() >= 0:
@@ -455,25 +459,39 @@ def _reconstruct_array(
         "Preparation": round(prepared - started, 3),
         "Network": round(computed - prepared, 3),
         "Consistency": round(consistent - computed, 3),
-        **({"Uncertainty": round(mirrored - consistent, 3)} if uncertainty else {}),
+        **({"Uncertainty": round(weighed - consistent, 3)} if uncertainty else {}),
     }
     return result, residual, interval, checks, seconds
 
 
-def _flipped_estimates(
+def _runs(precision: str, uncertainty: bool) -> int:
+    """How often the network runs: where it is fast once more than it must, in a mirror; for the uncertainty in all."""
+    return len(_MIRRORS) if uncertainty else 2 if precision == "bfloat16" else 1
+
+
+def _computed(device: torch.device, precision: str, uncertainty: bool) -> dict:
+    """What the compact network's report says of the computation."""
+    return {"Device": str(device), "Precision": precision, "NetworkRuns": _runs(precision, uncertainty)}
+
+
+def _estimates(
     network: torch.nn.Module,
     inputs: np.ndarray,
-    slices: np.ndarray | None,
-    geometry: SliceGeometry | None,
-    damping: float,
+    runs: int,
     device: torch.device,
     precision: str,
-) -> Iterator[np.ndarray]:
-    """What the network makes of the case seen in a mirror, along each axis, mirrored back: as good a guess each."""
-    for axis in range(3):
-        mirrored = np.ascontiguousarray(np.flip(inputs, axis + 1))
-        estimate = np.flip(_run_compact(network, mirrored, device, precision, None), axis)
-        yield estimate if geometry is None else make_consistent(estimate, slices, geometry, damping)
+    progress: Progress | None,
+) -> np.ndarray:
+    """What the network makes of the case as it is and seen in mirrors, mirrored back, shape (runs, X, Y, Z).
+
+    Each is as good a guess as the others, and their mean is better.
+    """
+    estimates = []
+    for run, mirror in enumerate(_MIRRORS[:runs]):
+        told = progress and (lambda done, total, run=run: progress(run * total + done, runs * total))
+        mirrored = np.ascontiguousarray(np.flip(inputs, [1 + axis for axis in mirror]))
+        estimates.append(np.flip(_run_compact(network, mirrored, device, precision, told), mirror))
+    return np.stack(estimates)
 
 
 def _interval(estimates: np.ndarray, head: np.ndarray) -> np.ndarray:
