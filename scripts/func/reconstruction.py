@@ -39,7 +39,7 @@ from func.patches import count_patches, has_fast_bfloat16, run_patches
 from func.volumes import from_ras, image_of, to_ras
 
 Progress = Callable[[int, int], object]
-LARGEST_T1_OFFSET = 0.9  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
+LARGEST_T1_OFFSET = 0.7  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
 RECOVERED = "recovered from the volume"  # where the slice geometry came from
 PLAUSIBLE_THICKNESS = (0.6, 1.05)  # of the recovered spacing; any other was stated of another grid
 
@@ -51,7 +51,7 @@ _FAINT_ERROR = 0.004  # of the T2w's range: what the network gets wrong even whe
 _MARGIN = 6  # voxels of air kept around the head
 _MIRRORS = ((), (2,), (0,), (1,))  # axes along which the network sees a case mirrored, a run each; the slices' last
 # Half-width of the 90 % interval from the spread of mirrored runs (constant and slope), calibrated with evaluate.py on
-# 36 scans of three held-out infants (2 to 5 mm, box). Fitted to two of them it held 83 to 93 % of the errors in the
+# 36 scans of three held-out infants (2 to 5 mm, box). Fitted to two of them it held 81 to 93 % of the errors in the
 # third; its correlation with their size is 0.50.
 _INTERVAL = (0.0028, 8.92)
 
