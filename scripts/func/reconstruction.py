@@ -39,7 +39,7 @@ from func.patches import count_patches, has_fast_bfloat16, run_patches
 from func.volumes import from_ras, image_of, to_ras
 
 Progress = Callable[[int, int], object]
-LARGEST_T1_OFFSET = 0.7  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
+LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
 RECOVERED = "recovered from the volume"  # where the slice geometry came from
 PLAUSIBLE_THICKNESS = (0.6, 1.05)  # of the recovered spacing; any other was stated of another grid
 
