@@ -28,35 +28,15 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.arguments import script_parser
-from func.calibration import correlation, coverage, sampled
+from func.commands import Tally, in_processes, processors, run_to_the_end, script_parser
 from func.errors import BabyAIError
-from func.intensity import zero_based_scale
-from func.metrics import brain_mask, score_brain, score_volume
-from func.running import Tally, in_processes, processors, run_to_the_end
-from func.summary import (
-    AGE_GROUPS,
-    BASELINE,
-    RESULT,
-    Interval,
-    Row,
-    draw_boxplot,
-    table,
-    verdict,
-    write_summary,
-)
-from func.volumes import (
-    SLICING,
-    atomic,
-    check_same_grid,
-    entities_of,
-    find_scans,
-    read_volume,
-    result_path,
-    slicing_of,
-    stem_of,
-    to_ras,
-)
+from func.reconstruction.uncertainty import correlation, coverage, sampled
+from func.reports.scores import brain_mask, score_brain, score_volume
+from func.reports.tables import AGE_GROUPS, BASELINE, RESULT, Interval, Row, draw_boxplot, table, verdict, write_summary
+from func.scans.bids import SLICING, entities_of, find_scans, result_path, slicing_of, stem_of
+from func.scans.files import atomic
+from func.scans.intensity import zero_based_scale
+from func.scans.nifti import check_same_grid, read_volume, to_ras
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]

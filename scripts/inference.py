@@ -34,22 +34,12 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.arguments import add_overwrite, script_parser
+from func.commands import Tally, add_overwrite, run_to_the_end, script_parser
 from func.errors import BabyAIError
-from func.hub import find_weights
-from func.running import Tally, run_to_the_end
-from func.volumes import (
-    Pair,
-    check_atlas_grid,
-    check_isotropic,
-    check_same_grid,
-    find_pairs,
-    read_sidecar,
-    read_volume,
-    result_path,
-    save_result,
-    stem_of,
-)
+from func.scans.bids import Pair, find_pairs, result_path, stem_of
+from func.scans.hub import find_weights
+from func.scans.nifti import check_atlas_grid, check_isotropic, check_same_grid, read_volume, save_result
+from func.scans.sidecars import read_sidecar
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -242,7 +232,7 @@ def places(pairs: list[Pair], arguments: argparse.Namespace) -> dict[Pair, Path]
     """
     if not arguments.bids:
         return {pair: result_path(pair, arguments.output_dir) for pair in pairs}
-    from func.bids import derivative_paths, describe_dataset
+    from func.scans.derivatives import derivative_paths, describe_dataset
 
     results = derivative_paths(pairs, arguments.output_dir)
     describe_dataset(arguments.output_dir, arguments.data_dir, versions()["BABY-AI"])
@@ -253,7 +243,7 @@ def reporter_on(output_dir: Path, part: str, arguments: argparse.Namespace):
     """What keeps the report on a folder, or None with ``--no-report``; ``part`` tells runs on one folder apart."""
     if not arguments.report:
         return None
-    from func.report import Reporter
+    from func.reports.page import Reporter
 
     return Reporter(output_dir, part, lambda sentence: tqdm.write(sentence, file=sys.stderr))
 
@@ -262,7 +252,7 @@ def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tal
     """Reconstruct pairs to their places, reading ahead and writing behind."""
     weights = load(arguments)
     # What the first result needs to be written is imported while it is computed.
-    needed = ("func.quality", *(("matplotlib.image",) if reporter else ()))
+    needed = ("func.reports.quality", *(("matplotlib.image",) if reporter else ()))
     with (
         Writer(tally, needed) as writer,
         tqdm(total=len(todo), desc="Scans", unit="scan", disable=None) as scans,
@@ -286,7 +276,7 @@ def reconstruct_case(case: Case, weights, arguments: argparse.Namespace, progres
     Raises:
         BabyAIError: the scans do not go together, or not with the weights.
     """
-    from func.reconstruction import reconstruct, reconstruct_raw
+    from func.reconstruction.reconstruct import reconstruct, reconstruct_raw
 
     running = {
         "device": arguments.device,
@@ -368,8 +358,8 @@ def check_writable(folder: Path) -> None:
 
 def load(arguments: argparse.Namespace):
     """The weights, for a device that is there; torch is imported here, so that a wrong call is told without waiting."""
-    from func.network import load_weights
-    from func.reconstruction import choose_device
+    from func.networks.weights import load_weights
+    from func.reconstruction.reconstruct import choose_device
 
     path = find_weights(arguments.weights)
     choose_device(arguments.device, arguments.precision)
@@ -405,7 +395,7 @@ def check_case(case: Case, recipe: str) -> None:
 
 def stated_geometry(case: Case):
     """The slice geometry that the T2w's sidecar states, or None."""
-    from func.acquisition import SliceGeometry
+    from func.slices.geometry import SliceGeometry
 
     return SliceGeometry.from_sidecar(case.sidecar, case.t2)
 
@@ -419,7 +409,7 @@ def stated_thickness(case: Case) -> float | None:
 
 def described(pair: Pair, weights, arguments: argparse.Namespace, case: Case, report: dict) -> dict:
     """The JSON sidecar of a result: how good its input was, and all that is needed to make it again."""
-    from func.quality import is_stripped, quality_of
+    from func.reports.quality import is_stripped, quality_of
 
     t2, t1 = pair.t2.as_posix(), pair.t1.as_posix()
     if not arguments.t1:

@@ -23,11 +23,13 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.acquisition import stack_geometry
-from func.arguments import add_overwrite, script_parser
+from func.commands import Tally, add_overwrite, in_processes, processors, run_to_the_end, script_parser
 from func.errors import BabyAIError
-from func.hub import ATLAS_FILE, fetch
-from func.registration import (
+from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, stem_of
+from func.scans.files import atomic
+from func.scans.hub import ATLAS_FILE, fetch
+from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
+from func.scans.registration import (
     LEAST_SIMILARITY,
     Registration,
     check_same_head,
@@ -36,19 +38,8 @@ from func.registration import (
     resample,
     save_itk_transform,
 )
-from func.running import Tally, in_processes, processors, run_to_the_end
-from func.volumes import (
-    RESULT_ENTITY,
-    Pair,
-    atomic,
-    check_atlas_grid,
-    find_pairs,
-    image_of,
-    read_sidecar,
-    read_volume,
-    save_result,
-    stem_of,
-)
+from func.scans.sidecars import read_sidecar
+from func.slices.geometry import stack_geometry
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -269,7 +260,7 @@ def transform_path(target: Path, space: str) -> Path:
 
 def save_picture(target: Path, image: nib.Nifti1Image, other: nib.Nifti1Image) -> Path:
     """Draw the edges of another image over a prepared scan, in three planes; returns the picture's path."""
-    from func.figures import edges
+    from func.reports.figures import edges
 
     entities, suffix = stem_of(target).rsplit("_", 1)
     path = target.with_name(f"{entities}_desc-registration_{suffix}.png")

@@ -23,23 +23,13 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.acquisition import PROFILES, SliceGeometry, acquire, upsample
-from func.arguments import add_overwrite, script_parser
+from func.commands import Tally, add_overwrite, in_processes, processors, run_to_the_end, script_parser
 from func.errors import BabyAIError
-from func.running import Tally, in_processes, processors, run_to_the_end
-from func.volumes import (
-    atomic,
-    check_isotropic,
-    entities_of,
-    find_scans,
-    image_of,
-    read_sidecar,
-    read_volume,
-    save_result,
-    sidecar_path,
-    slicing_of,
-    stem_of,
-)
+from func.scans.bids import entities_of, find_scans, slicing_of, stem_of
+from func.scans.files import atomic
+from func.scans.nifti import check_isotropic, image_of, read_volume, save_result
+from func.scans.sidecars import read_sidecar, sidecar_path
+from func.slices.geometry import PROFILES, SliceGeometry, acquire, upsample
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from func.arguments import script_parser
+from func.commands import script_parser
 from func.dataset import (
     PARTS,
     Numbers,
@@ -53,14 +53,14 @@ from func.dataset import (
     validation_cases,
 )
 from func.errors import BabyAIError
-from func.folding import kind_and_size, prune, pruned
-from func.metrics import score_brain
-from func.monitoring import Board, Recent, told
-from func.network import FOLDED, RECIPES, Weights, build_network, load_weights, save_weights
-from func.optimizers import KernelMuon, RunningMean
-from func.processes import Processes, Stop, Stopped, ignore_signals, process_group, stop_signals
-from func.reconstruction import choose_device, reconstruct
-from func.runs import (
+from func.networks.published import kind_and_size, prune, pruned
+from func.networks.weights import FOLDED, RECIPES, Weights, build_network, load_weights, save_weights
+from func.reconstruction.reconstruct import choose_device, reconstruct
+from func.reports.scores import score_brain
+from func.training.monitoring import Board, Recent, told
+from func.training.optimizers import KernelMuon, RunningMean
+from func.training.processes import Processes, Stop, Stopped, ignore_signals, process_group, stop_signals
+from func.training.runs import (
     Run,
     add_row,
     alone_on,

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import inference
-from func import volumes
+from func.scans import nifti
 
 SHAPE = (10, 11, 12)
 
@@ -39,7 +39,7 @@ def doubled(t1, t2, weights=None, geometry=None, progress=None, **_):
     """What `func.reconstruction.reconstruct` gives back, with the T2w doubled for a reconstruction."""
     if progress:
         progress(1, 1)
-    return SimpleNamespace(image=volumes.image_of(2 * t2.get_fdata(dtype=np.float32), t2.affine, t2), report={})
+    return SimpleNamespace(image=nifti.image_of(2 * t2.get_fdata(dtype=np.float32), t2.affine, t2), report={})
 
 
 def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
@@ -51,7 +51,7 @@ def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
     reconstruction.choose_device = lambda device, precision: (device, precision)
     network.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
     acquisition.SliceGeometry = SimpleNamespace(from_sidecar=lambda sidecar, image: None)
-    quality, report = ModuleType("func.quality"), ModuleType("func.report")
+    quality, report = ModuleType("func.reports.quality"), ModuleType("func.reports.page")
     quality.quality_of, quality.is_stripped = lambda t1, t2, report: ({}, []), lambda image: True
     report.Reporter = lambda *_: None
     return {module.__name__: module for module in (reconstruction, network, acquisition, quality, report)}
@@ -63,7 +63,7 @@ def kill() -> None:
 
 def stop_at(where: str, name: str, arguments: list[str]) -> None:
     """Put the fault in its place."""
-    read_data, save = volumes._read_data, nib.save
+    read_data, save = nifti._read_data, nib.save
 
     def read_and_die(path, stream, *rest):
         if name in path.name:
@@ -90,7 +90,7 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
         return doubled(t1, t2, *rest, **settings)
 
     if where == "reading":
-        volumes._read_data = read_and_die
+        nifti._read_data = read_and_die
     elif where == "writing":
         nib.save = save_half_and_die
     sys.modules.update(stand_in_modules(reconstruct))

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from func import augmentation
-from func.acquisition import SliceGeometry, acquire, make_consistent, upsample
 from func.dataset import (
     Numbers,
     PublishedPatches,
@@ -20,8 +18,10 @@ from func.dataset import (
     validation_cases,
 )
 from func.errors import BabyAIError
-from func.intensity import published_normalise
-from func.volumes import save_json
+from func.scans.files import save_json
+from func.scans.intensity import published_normalise
+from func.slices.geometry import SliceGeometry, acquire, make_consistent, upsample
+from func.training import augmentation
 
 SHAPE = (44, 48, 40)
 

@@ -10,9 +10,10 @@ import pytest
 
 import evaluate
 import synthesize_anisotropic
-from func.metrics import score_brain
-from func.summary import mean_and_interval
-from func.volumes import find_pairs, read_volume, result_path, save_volume
+from func.reports.scores import score_brain
+from func.reports.tables import mean_and_interval
+from func.scans.bids import find_pairs, result_path
+from func.scans.nifti import read_volume, save_volume
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import inference
 import stand_in
 from func.errors import BabyAIError
-from func.volumes import find_pairs, read_volume, result_path
+from func.scans.bids import find_pairs, result_path
+from func.scans.nifti import read_volume
 from stand_in import SHAPE, write_subject
 
 STAND_IN = Path(stand_in.__file__)

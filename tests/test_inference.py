@@ -16,8 +16,10 @@ import pytest
 
 import inference
 import stand_in
-from func.acquisition import SliceGeometry, acquire, upsample
-from func.volumes import image_of, read_sidecar, save_json, save_volume
+from func.scans.files import save_json
+from func.scans.nifti import image_of, save_volume
+from func.scans.sidecars import read_sidecar
+from func.slices.geometry import SliceGeometry, acquire, upsample
 from stand_in import SHAPE, write_subject
 
 REPO_ROOT = Path(inference.__file__).resolve().parents[1]
@@ -275,7 +277,7 @@ def test_starts_without_the_slow_libraries():
 def weights(tmp_path_factory):
     """A compact network too small to be good and not trained at all: it leaves the up-sampled T2w as it is."""
     torch = pytest.importorskip("torch")
-    from func.network import build_network, save_weights
+    from func.networks.weights import build_network, save_weights
 
     torch.manual_seed(0)
     config = {"channels": (8, 8), "blocks": (1, 1)}

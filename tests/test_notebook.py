@@ -12,8 +12,9 @@ import pytest
 from nbclient import NotebookClient
 
 from conftest import REPO_ROOT
-from func.acquisition import SliceGeometry, acquire, upsample
-from func.volumes import image_of, read_sidecar, read_volume, save_result, save_volume
+from func.scans.nifti import image_of, read_volume, save_result, save_volume
+from func.scans.sidecars import read_sidecar
+from func.slices.geometry import SliceGeometry, acquire, upsample
 
 SMALL_PHANTOM = """
 from functools import partial

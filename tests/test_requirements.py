@@ -30,7 +30,10 @@ def imported(paths) -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(node.module.split(".")[0])
-    own = {"func"} | {path.stem for path in [*SCRIPTS.glob("*.py"), *(REPO_ROOT / "tests").glob("*.py")]}
+    own = {"func"} | {
+        path.stem
+        for path in [*SCRIPTS.glob("*.py"), *(SCRIPTS / "tools").glob("*.py"), *(REPO_ROOT / "tests").glob("*.py")]
+    }
     return found - own - sys.stdlib_module_names
 
 
@@ -55,4 +58,4 @@ def test_tests_import_nothing_else():
         for name in pins(file)
     ]
     required = {MODULE_OF.get(name.lower(), name) for name in every} | {"skimage"}
-    assert imported((REPO_ROOT / "tests").glob("*.py")) <= required
+    assert imported((REPO_ROOT / "tests").rglob("*.py")) <= required

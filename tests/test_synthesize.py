@@ -14,8 +14,10 @@ import pytest
 import SimpleITK
 
 import synthesize_anisotropic
-from func.acquisition import SliceGeometry, measured_slices
-from func.volumes import find_pairs, find_scans, read_sidecar, read_volume, save_volume
+from func.scans.bids import find_pairs, find_scans
+from func.scans.nifti import read_volume, save_volume
+from func.scans.sidecars import read_sidecar
+from func.slices.geometry import SliceGeometry, measured_slices
 
 SCRIPT = Path(synthesize_anisotropic.__file__)
 OBLIQUE = nib.affines.from_matvec(

@@ -17,13 +17,13 @@ import pytest
 import torch
 
 import training
-from func import runs
-from func.augmentation import random_shapes
-from func.network import build_network, load_weights
-from func.optimizers import KernelMuon, RunningMean
-from func.processes import Processes, first_host, processes_of
-from func.reconstruction import reconstruct
-from func.volumes import read_volume
+from func.networks.weights import build_network, load_weights
+from func.reconstruction.reconstruct import reconstruct
+from func.scans.nifti import read_volume
+from func.training import runs
+from func.training.augmentation import random_shapes
+from func.training.optimizers import KernelMuon, RunningMean
+from func.training.processes import Processes, first_host, processes_of
 
 SCRIPTS = Path(training.__file__).parent
 NETWORKS = {

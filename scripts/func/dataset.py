@@ -19,18 +19,27 @@ import numpy as np
 from scipy import ndimage
 from torch.utils.data import Dataset, Sampler
 
-from func.acquisition import (
+from func.errors import BabyAIError
+from func.networks.guidance import network_inputs
+from func.networks.patches import tile_axis
+from func.phantom import infant_brain
+from func.reports.scores import brain_mask
+from func.scans.bids import Pair, entities_of, find_pairs
+from func.scans.intensity import Scale, scale_of, zero_based_scale
+from func.scans.nifti import check_isotropic, check_same_grid, name_of, read_volume, to_ras
+from func.scans.sidecars import read_sidecar
+from func.slices.geometry import (
     SliceGeometry,
     acquire,
     along,
     consistency_matrix,
     measured_slices,
-    recover_geometry,
     slice_matrix,
     upsample,
     upsampling_matrix,
 )
-from func.augmentation import (
+from func.slices.recovery import recover_geometry
+from func.training.augmentation import (
     bias_field,
     noisy,
     random_contrast,
@@ -38,23 +47,6 @@ from func.augmentation import (
     random_shapes,
     shifted,
     tilted_stack,
-)
-from func.errors import BabyAIError
-from func.guidance import network_inputs
-from func.intensity import Scale, scale_of, zero_based_scale
-from func.metrics import brain_mask
-from func.patches import tile_axis
-from func.phantom import infant_brain
-from func.volumes import (
-    Pair,
-    check_isotropic,
-    check_same_grid,
-    entities_of,
-    find_pairs,
-    name_of,
-    read_sidecar,
-    read_volume,
-    to_ras,
 )
 
 PARTS = ("train", "validation", "test")
@@ -271,7 +263,7 @@ class ThickSliceSamples(Dataset):
 
     Sample ``number`` is a dictionary of float32 arrays, with P = ``patch`` and the slices stacked along the last axis:
 
-        inputs      (7, P, P, P)  what the network is told (func.guidance)
+        inputs      (7, P, P, P)  what the network is told (func.networks.guidance)
         truth       (P, P, P)     the isotropic T2w
         projection  (P, P)        along the last axis, what the slices see of an estimate, spread over the planes
         offset      (P, P, P)     the same of the measured slices, so that x - projection x + offset agrees with them

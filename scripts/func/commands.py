@@ -1,0 +1,184 @@
+"""What every script shares: its parser, the tally of many independent jobs, exit codes, worker processes.
+
+A job that fails costs no other its result, and a stop leaves nothing half made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from func.errors import BabyAIError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def script_parser(docstring: str) -> argparse.ArgumentParser:
+    """A parser whose help is the script's own docstring: its first line above the options, the rest below."""
+    description, _, epilog = docstring.partition("\n")
+    return argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_overwrite(parser: argparse.ArgumentParser, default: bool) -> None:
+    """``--overwrite`` and ``--no-overwrite``."""
+    parser.add_argument(
+        "--overwrite",
+        action=argparse.BooleanOptionalAction,
+        default=default,
+        help="replace results that are already there (default: keep them)",
+    )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler or a shutdown asks the process to end."""
+
+
+@dataclass
+class Tally:
+    """How many results were made, were there already, or failed, for the summary and the exit code."""
+
+    verb: str
+    done: int = 0
+    kept: int = 0
+    failed: int = 0
+    sentences: list[str] = field(default_factory=list)  # on what failed
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Record a failure and tell it in one sentence; what is nobody's mistake but ours also shows where it arose."""
+        self.failed += 1
+        if isinstance(error, BabyAIError):
+            sentence = str(error) if name in str(error) else f"{name}: {error}"
+        elif isinstance(error, (MemoryError, BrokenProcessPool)):
+            sentence = f"{name} was not finished, probably for want of memory; run again with fewer --workers."
+        else:
+            tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
+            sentence = f"{name} met an error in BABY-AI itself ({type(error).__name__}); please report the lines above."
+        self.sentences.append(sentence)
+        tqdm.write(f"FAILED {sentence}", file=sys.stderr)
+
+    def __str__(self) -> str:
+        kept = f", {self.kept} already there" if self.kept else ""
+        return f"{self.done} {self.verb}{kept}, {self.failed} failed"
+
+
+def run_to_the_end(script: str, work: Callable[[Tally], None], tally: Tally) -> int:
+    """Do ``work(tally)``, print the summary, and return the script's exit code.
+
+    0: all done; 1: something failed; 2: the call was wrong (``work`` raised BabyAIError); 130 and 143: stopped by
+    Ctrl-C and by SIGTERM.
+    """
+    try:
+        with sigterm_raised():
+            work(tally)
+    except BabyAIError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        cause, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
+        print(f"Stopped by {cause}: {tally}; run again to do the rest.", file=sys.stderr)
+        return code
+    print(f"Summary: {tally}.")
+    return 1 if tally.failed else 0
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """While the block lasts, SIGTERM raises :class:`Terminated`, so that everything is left as Ctrl-C leaves it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[tuple[Item, Result | BaseException]]:
+    """Each item with what ``work`` returned for it, or the exception that it raised, in the order they finish.
+
+    With one worker everything runs in this process. Several are started afresh, one thread each, so that neither
+    this process's threads nor its libraries' get in their way; they end with it, their own files cleaned up.
+    """
+    items = list(items)
+    if min(workers, len(items)) <= 1:
+        for item in items:
+            yield item, _attempt(work, item)
+        return
+    running_before = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_leave_stopping_to_the_parent) as pool:
+        try:
+            with _one_thread_each():
+                futures = {pool.submit(_run, work, item): item for item in items}
+            for future in as_completed(futures):
+                yield futures[future], future.exception() or future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in running_before:
+                    process.terminate()
+            raise
+
+
+def _attempt(work: Callable, item):
+    try:
+        return work(item)
+    except Exception as error:
+        return error
+
+
+def _run(work: Callable, item):
+    try:
+        return work(item)
+    except SystemExit:
+        # The pool would hand the process its next item; by now the files of this one have been cleaned up.
+        os._exit(143)
+
+
+def _leave_stopping_to_the_parent() -> None:
+    """Ctrl-C in a terminal reaches every process; only the parent may answer, and then ends the others by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started in the block compute on one thread, unless the environment says otherwise."""
+    added = [name for name in _THREAD_COUNTS if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

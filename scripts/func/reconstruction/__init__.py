@@ -1,0 +1,1 @@
+"""From the scans of one infant to the isotropic T2w."""

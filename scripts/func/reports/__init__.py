@@ -1,0 +1,1 @@
+"""What a user judges a result by: scores, quality of the input, figures, the page, tables."""

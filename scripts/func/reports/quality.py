@@ -1,0 +1,311 @@
+"""How good an input is: numbers of a T2w stack and its T1w, and a plain warning for each that is out of range.
+
+Everything is measured on the T2w's own slices, which a cubic up-sampled scan still holds, with the T1w brought to the
+same places. The numbers tell whether to look twice; none of them tells that a reconstruction is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from func.reconstruction.reconstruct import LARGEST_T1_OFFSET, noise_of
+from func.scans.intensity import zero_based_scale
+from func.slices.geometry import SliceGeometry, acquire, measured_slices, slices_last
+from func.slices.recovery import recover_geometry
+
+# The bundled weights were trained on slices like these, in mm.
+TRAINED_THICKNESS = (2.0, 6.0)
+TRAINED_GAP = 0.25  # of the thickness
+# Around what the 18 pairs that the weights come from show in slices of 2 to 6 mm in any direction: -0.79 to 0.26,
+# 0.71 to 0.86, 0.38 to 0.84, and 330 to 984 ml. Volumes reach from preterm infants to toddlers, not to adults.
+TRAINED_CONTRAST = {
+    "Correlation": (-1.0, 0.75),
+    "T1wMedian": (0.55, 0.95),
+    "T2wMedian": (0.3, 0.9),
+    "HeadVolume": (200.0, 1350.0),
+}
+LOWEST_SIGNAL_TO_NOISE = 15.0
+# Thick slices differ from their neighbours by anatomy as well: mm, and share of the distance between slices. About
+# twice the most that infants lying still gave.
+LARGEST_EVEN_ODD_SHIFT = (0.2, 0.06)
+LARGEST_EVEN_ODD_INTENSITY = 3.0  # percent
+LOWEST_OVERLAP = 0.93
+LARGEST_OBLIQUENESS = 20.0  # degrees
+
+_FOREGROUND = 0.05  # of the 99th percentile, as in func.reports.scores
+_FULL_SLICE = 0.5  # slices with less head than this share of the fullest one say little about motion
+_PLANES = ("sagittal", "coronal", "axial")
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A T2w's slices along the last axis and the T1w in the same places, both of shape (X, Y, count), 0 to about 1.
+
+    ``matrix`` maps their voxels to world mm; ``thickness`` (mm) is None where the slices are not known, and the planes
+    of the volume stand for them.
+    """
+
+    t1: np.ndarray
+    t2: np.ndarray
+    matrix: np.ndarray
+    thickness: float | None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return nib.affines.voxel_sizes(self.matrix)
+
+
+def quality_of(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> tuple[dict, list[str]]:
+    """Numbers of a pair's quality, and what is out of range.
+
+    Args:
+        t1, t2: as read: on one grid, or raw where ``report`` holds a ``Registration``.
+        report: of the reconstruction (:class:`func.reconstruction.Reconstruction`), which knows the slices.
+
+    Returns:
+        Plain values for the JSON sidecar (lengths in mm, volumes in ml, intensity differences in percent; None for
+        what cannot be measured here), and warnings, each a sentence.
+    """
+    if "Registration" in report:
+        stack = _raw_stack(t1, t2, report)
+    elif "StackAffine" in report.get("SliceGeometry", {}):
+        stack = _oblique_stack(t1, t2, report["SliceGeometry"])
+    else:
+        stack = _grid_stack(t1, t2, report)
+    offset = {"T1wOffset": report.get("Checks", {}).get("T1wOffset")}
+    quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack), **offset}
+    quality = {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()}
+    return quality, warnings_of(quality)
+
+
+def warnings_of(quality: dict) -> list[str]:
+    """A sentence for each number that is out of range; numbers that are missing or None give none."""
+    known = {key: value for key, value in quality.items() if value is not None}
+    return [*_slice_warnings(known), *_offset_warnings(known), *_motion_warnings(known), *_contrast_warnings(known)]
+
+
+def is_stripped(image: nib.Nifti1Image) -> bool:
+    """Whether a scan shows a brain without skull and scalp, told by the air around it: exactly zero in most voxels."""
+    array = np.asarray(image.dataobj)[::2, ::2, ::2]
+    air = np.abs(array) < 0.02 * np.percentile(np.abs(array), 99.5)
+    return bool((array[air] == 0).mean() > 0.5) if air.any() else False
+
+
+def _slice_warnings(known: dict) -> list[str]:
+    told = []
+    if known.get("SliceThickness") is None:
+        told.append(
+            "The slices behind this T2w are not known, so that the result could not be made to agree with them; give "
+            "SliceThickness, SpacingBetweenSlices, SliceEncodingDirection and FirstSliceCenter in its sidecar."
+        )
+        return told
+    thickness, spacing = known["SliceThickness"], known["SpacingBetweenSlices"]
+    low, high = TRAINED_THICKNESS
+    if not 0.9 * low <= thickness <= 1.05 * high:
+        told.append(
+            f"Slices of {thickness:.3g} mm are outside the {low:g} to {high:g} mm that the weights were made for."
+        )
+    if spacing > (1.05 + TRAINED_GAP) * thickness:
+        told.append(
+            f"Between slices of {thickness:.3g} mm lie gaps of {spacing - thickness:.3g} mm: what is in them was never "
+            "measured, and is the network's guess."
+        )
+    if known["Obliqueness"] > LARGEST_OBLIQUENESS:
+        told.append(
+            f"The slices are tilted by {known['Obliqueness']:.0f} degrees against the {known['Plane']} plane; check "
+            "the orientation of the scan."
+        )
+    return told
+
+
+def _offset_warnings(known: dict) -> list[str]:
+    if known.get("T1wOffset", 0) <= LARGEST_T1_OFFSET:
+        return []
+    return [
+        f"The T1w lay {known['T1wOffset']:.1f} mm off the T2w and was moved onto it for the reconstruction; register "
+        "the two scans more exactly, and look twice."
+    ]
+
+
+def _motion_warnings(known: dict) -> list[str]:
+    told = []
+    if known.get("SignalToNoise", np.inf) < LOWEST_SIGNAL_TO_NOISE:
+        told.append(f"The T2w is noisy (signal-to-noise ratio {known['SignalToNoise']:.0f}); fine detail is uncertain.")
+    fixed, share = LARGEST_EVEN_ODD_SHIFT
+    if known.get("EvenOddShift", 0) > fixed + share * known.get("SpacingBetweenSlices", 0):
+        told.append(
+            f"Even and odd slices lie {known['EvenOddShift']:.2g} mm apart, turns included: the infant probably moved "
+            "between the two halves of an interleaved scan; look for jagged edges across the slices."
+        )
+    if known.get("EvenOddIntensity", 0) > LARGEST_EVEN_ODD_INTENSITY:
+        told.append(
+            f"Even and odd slices differ in brightness by {known['EvenOddIntensity']:.2g} %; look for stripes across "
+            "the slices."
+        )
+    return told
+
+
+def _contrast_warnings(known: dict) -> list[str]:
+    told = []
+    if known.get("Overlap", 1) < LOWEST_OVERLAP:
+        told.append(
+            f"T1w and T2w overlap by only {100 * known['Overlap']:.0f} %: they are not aligned, one of them does not "
+            "cover the head, or only one of them was brain-extracted."
+        )
+    unusual = {
+        "Correlation": "the T1w and T2w look alike ({:.2f} correlated): is one of them given twice, or both the same "
+        "contrast?",
+        "T1wMedian": "the T1w's contrast (median {:.2f} of its brightest) is unlike any in the weights' training: "
+        "is it a T1w, and brain-extracted?",
+        "T2wMedian": "the T2w's contrast (median {:.2f} of its brightest) is unlike any in the weights' training: "
+        "is it a T2w, and brain-extracted?",
+        "HeadVolume": "the head fills {:.0f} ml, unlike the brain-extracted infants of the weights' training: "
+        "are skull and scalp still there, is this no infant, or are the voxel sizes wrong?",
+    }
+    for key, sentence in unusual.items():
+        low, high = TRAINED_CONTRAST[key]
+        if key in known and not low <= known[key] <= high:
+            sentence = sentence.format(known[key])
+            told.append(sentence[0].upper() + sentence[1:])
+    return told
+
+
+def _grid_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack:
+    """From scans on one grid: the slices behind the T2w, and the T1w seen through them."""
+    t1_array, t2_array = (np.asarray(image.dataobj, dtype=np.float32) for image in (t1, t2))
+    stated = report.get("SliceGeometry", {})
+    geometry = SliceGeometry.from_sidecar(stated, t2)
+    if geometry is None and str(stated.get("Source", "")).startswith("not used"):
+        geometry = recover_geometry(t2_array)
+    sizes = nib.affines.voxel_sizes(t2.affine)
+    if geometry is None:
+        return _scaled(t1_array, t2_array, t2.affine, int(np.argmin(t2.shape)), None)
+    slices, thickness = measured_slices(t2_array, geometry), geometry.thickness * sizes[geometry.axis]
+    return _scaled(acquire(t1_array, geometry), slices, geometry.affine_in(t2.affine), geometry.axis, thickness)
+
+
+def _raw_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack:
+    """From scans as acquired: the stack as it is, and the T1w at its voxels."""
+    slices = np.asarray(t2.dataobj, dtype=np.float32)
+    to_t1 = np.linalg.inv(np.array(report["Registration"]["T1wToT2w"]) @ t1.affine) @ t2.affine
+    t1_array = np.asarray(t1.dataobj, dtype=np.float32)
+    t1_seen = ndimage.affine_transform(t1_array, to_t1[:3, :3], to_t1[:3, 3], slices.shape, order=1)
+    stated = report["SliceGeometry"]
+    return _scaled(
+        t1_seen, slices, t2.affine, "ijk".index(stated["SliceEncodingDirection"][0]), stated["SliceThickness"]
+    )
+
+
+def _oblique_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, stated: dict) -> _Stack:
+    """From scans on one grid that the slices are oblique to: both scans where the slices lie."""
+    matrix = np.array(stated["StackAffine"])
+    to_grid = np.linalg.inv(t2.affine) @ matrix
+    t1_array, t2_array = (
+        ndimage.affine_transform(
+            np.asarray(image.dataobj, dtype=np.float32), to_grid[:3, :3], to_grid[:3, 3], stated["StackShape"], order=3
+        )
+        for image in (t1, t2)
+    )
+    return _scaled(t1_array, t2_array, matrix, 2, stated["SliceThickness"])
+
+
+def _scaled(t1: np.ndarray, t2: np.ndarray, matrix: np.ndarray, axis: int, thickness: float | None) -> _Stack:
+    turn = slices_last(axis)
+    t1, t2 = (np.transpose(array, turn) for array in (t1, t2))
+    # A T1w that misses the T2w altogether has nothing to be scaled by; the overlap tells.
+    t1 = zero_based_scale(t1).apply(t1) if (t1 > 0).any() else t1
+    return _Stack(t1, zero_based_scale(t2).apply(t2), matrix[:, [*turn, 3]], thickness)
+
+
+def _slicing(stack: _Stack) -> dict:
+    """Plane, tilt (degrees) and, where they are known, thickness and spacing of the slices (mm)."""
+    normal = stack.matrix[:3, 2] / stack.sizes[2]
+    across = int(np.argmax(np.abs(normal)))
+    if stack.thickness is None:
+        return {"Plane": None, "Obliqueness": None, "SliceThickness": None, "SpacingBetweenSlices": None}
+    return {
+        "Plane": _PLANES[across],
+        "Obliqueness": float(np.degrees(np.arccos(min(1.0, abs(normal[across]))))),
+        "SliceThickness": float(stack.thickness),
+        "SpacingBetweenSlices": float(stack.sizes[2]),
+    }
+
+
+def _noise_and_motion(stack: _Stack) -> dict:
+    """Signal-to-noise ratio, and what tells even from odd slices."""
+    head = stack.t2 > _FOREGROUND
+    noise = noise_of(stack.t2)
+    found = {"SignalToNoise": float(np.median(stack.t2[head]) / noise) if noise > 0 else None}
+    found |= {"EvenOddShift": None, "EvenOddIntensity": None, "SliceShift": None}
+    if stack.thickness is None:
+        return found
+    full = np.flatnonzero(head.sum(axis=(0, 1)) > _FULL_SLICE * head.sum(axis=(0, 1)).max())
+    if len(full) < 8 or min(head.shape[:2]) < 8:
+        return found
+    slices = stack.t2[..., full[0] : full[-1] + 1]
+    shifts, brightness = slice_jumps(slices, stack.sizes[:2])
+    signs = (-1.0) ** np.arange(len(shifts))
+    found["EvenOddShift"] = float(np.linalg.norm(np.median(signs[:, None] * shifts, axis=0)))
+    found["EvenOddIntensity"] = float(100 * abs(np.median(signs * brightness)))
+    found["SliceShift"] = float(np.percentile(np.linalg.norm(shifts, axis=1), 95))
+    return found
+
+
+def slice_jumps(slices: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How each inner slice is moved in-plane, and how much brighter it is, against its two neighbours' mean.
+
+    One Gauss-Newton step of rigid image registration (Lucas and Kanade, IJCAI 1981) on smoothed slices. Movement
+    through the plane is not seen, but for what it changes in the outline.
+
+    Args:
+        slices: shape (X, Y, count), count at least 3.
+        sizes: in-plane voxel sizes, mm.
+
+    Returns:
+        Movements in mm, shape (count - 2, 3): displacement along the two axes, and how far the turn about the head's
+        middle moves a voxel, root mean square over the head. And differences of log intensity, shape (count - 2,).
+    """
+    smooth = ndimage.gaussian_filter(slices, [2 / sizes[0], 2 / sizes[1], 0])
+    middle, beside = smooth[..., 1:-1], (smooth[..., :-2] + smooth[..., 2:]) / 2
+    inside = (beside > _FOREGROUND) & (middle > _FOREGROUND)
+    counts = np.maximum(inside.sum(axis=(0, 1)), 1)
+    brightness = np.log((middle * inside).sum(axis=(0, 1)) / counts + 1e-6)
+    brightness -= np.log((beside * inside).sum(axis=(0, 1)) / counts + 1e-6)
+    along_x, along_y = np.gradient(beside, *sizes, axis=(0, 1))
+    x, y, radius = _around_the_middle(inside.any(axis=2), sizes)
+    slopes = np.stack([along_x, along_y, (x * along_y - y * along_x) / radius])
+    normal = np.einsum("axyn,bxyn->nab", slopes, slopes) + 1e-6 * np.eye(3)
+    target = np.einsum("axyn,xyn->na", slopes, beside * np.exp(brightness) - middle)
+    return np.linalg.solve(normal, target[..., None])[..., 0], brightness
+
+
+def _around_the_middle(head: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """In-plane positions against the middle of a head's outline, mm, and the root mean square distance from it."""
+    x, y = (ticks * size for ticks, size in zip(np.indices(head.shape), sizes, strict=True))
+    x, y = (ticks - ticks[head].mean() if head.any() else ticks for ticks in (x, y))
+    distance = float(np.sqrt(np.mean((x**2 + y**2)[head]))) if head.any() else 1.0
+    return x[..., None], y[..., None], max(distance, 1e-3)
+
+
+def _likeness(stack: _Stack) -> dict:
+    """Overlap (Dice) of the two heads, their contrast, and the T2w head's volume (ml)."""
+    t1, t2 = (array[::2, ::2] for array in (stack.t1, stack.t2))
+    heads = [ndimage.binary_fill_holes(array > _FOREGROUND) for array in (t1, t2)]
+    both = heads[0] & heads[1]
+    volume = float(heads[1].sum() * 4 * np.prod(stack.sizes) / 1000)
+    found = {"Overlap": float(2 * both.sum() / max(1, heads[0].sum() + heads[1].sum())), "HeadVolume": volume}
+    if both.sum() < 100:
+        return found | {"Correlation": None, "T1wMedian": None, "T2wMedian": None}
+    # At the rim both scans fade into the air together, whatever their contrast.
+    inner = ndimage.binary_erosion(both, np.ones((5, 5, 1)))
+    inner = inner if inner.sum() > 100 else both
+    varied = t1[inner].std() > 0 and t2[inner].std() > 0
+    return found | {
+        "Correlation": float(np.corrcoef(t1[inner], t2[inner])[0, 1]) if varied else None,
+        "T1wMedian": float(np.median(t1[both])),
+        "T2wMedian": float(np.median(t2[both])),
+    }

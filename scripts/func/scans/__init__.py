@@ -1,0 +1,1 @@
+"""Scans on disk and in memory: NIfTI files, BIDS names and sidecars, the Hub, intensities, registration."""

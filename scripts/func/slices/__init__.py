@@ -1,0 +1,1 @@
+"""Thick slices: where they lie in a volume, what they see of it, and how to find them in one."""

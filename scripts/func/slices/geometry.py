@@ -1,0 +1,259 @@
+"""The slice model: what a 2-D acquisition sees of a volume, and what can be inferred back from it.
+
+A thick-slice scan is ``y = A x``: every slice is a weighted mean of the volume's planes around its centre. On a grid
+whose planes are parallel to the slices, A acts along one array axis alone, so it is a small matrix (slices x planes),
+and so are its adjoint, its regularised inverse and cubic up-sampling. All lengths here are in voxels of that grid,
+along that axis, and positions are voxel indices (the centre of the first plane is 0.0).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage, special
+
+from func.errors import BabyAIError
+from func.scans.nifti import name_of
+
+PROFILES = ("box", "gaussian", "point")
+FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+
+
+@dataclass(frozen=True)
+class SliceGeometry:
+    """Where the slices of a scan lie in a volume.
+
+    Attributes:
+        axis: array axis the slices are stacked along (through-plane).
+        thickness: slice thickness, in voxels.
+        spacing: distance between the centres of neighbouring slices, in voxels; larger than the thickness by the gap.
+        first_center: voxel index of the first slice's centre.
+        count: number of slices.
+        profile: ``box`` (mean over the thickness), ``gaussian`` (FWHM = thickness) or ``point`` (a single plane).
+    """
+
+    axis: int
+    thickness: float
+    spacing: float
+    first_center: float
+    count: int
+    profile: str = "box"
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise BabyAIError(f"The slice profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}.")
+        if self.count < 1 or not (self.thickness > 0 and self.spacing > 0):
+            raise BabyAIError(
+                f"A stack of {self.count} slices, {self.thickness:g} voxels thick and {self.spacing:g} apart, cannot "
+                "be: check SliceThickness and SpacingBetweenSlices."
+            )
+
+    @classmethod
+    def fitting(
+        cls,
+        axis: int,
+        length: int,
+        thickness: float,
+        spacing: float | None = None,
+        first_center: float | None = None,
+        profile: str = "box",
+    ) -> SliceGeometry:
+        """As many slices as lie wholly inside ``length`` planes; the first begins at the volume's edge by default."""
+        spacing = thickness if spacing is None else spacing
+        if first_center is None:
+            first_center = (thickness - 1) / 2
+            if profile == "point":
+                first_center = math.floor(first_center)
+        count = math.floor((length - 0.5 - thickness / 2 - first_center) / spacing + 1e-6) + 1
+        if count < 1:
+            raise BabyAIError(f"No slice of {thickness:g} voxels fits into {length} planes; use thinner slices.")
+        return cls(axis, float(thickness), float(spacing), float(first_center), count, profile)
+
+    @classmethod
+    def from_sidecar(cls, sidecar: dict, image: nib.Nifti1Image) -> SliceGeometry | None:
+        """The geometry that the BIDS sidecar of an up-sampled scan states, or None where it does not state it all.
+
+        Raises:
+            BabyAIError: the stated values contradict each other or the image.
+        """
+        keys = ("SliceThickness", "SpacingBetweenSlices", "SliceEncodingDirection", "FirstSliceCenter")
+        if any(key not in sidecar for key in keys):
+            return None
+        axis = _slice_axis(sidecar["SliceEncodingDirection"], image)
+        try:
+            thickness, spacing, first = (float(sidecar[key]) for key in (keys[0], keys[1], keys[3]))
+        except (TypeError, ValueError):
+            raise BabyAIError("The sidecar's slice thickness, spacing or first centre is not a number.") from None
+        voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
+        length = image.shape[axis]
+        if not (0 < thickness <= voxel * length and 0 < spacing <= voxel * length and 0 <= first < length):
+            raise BabyAIError(
+                f"The sidecar states slices {thickness:g} mm thick, {spacing:g} mm apart, the first at voxel "
+                f"{first:g}, which does not fit {length} planes of {voxel:g} mm."
+            )
+        profile = str(sidecar.get("SliceProfile", "box"))
+        return cls.fitting(axis, length, thickness / voxel, spacing / voxel, first, profile)
+
+    def to_sidecar(self, voxel_size: float) -> dict:
+        """BIDS sidecar entries; ``voxel_size`` is the size of the grid's voxels along the axis, in mm."""
+        return {
+            "SliceThickness": round(self.thickness * voxel_size, 6),
+            "SpacingBetweenSlices": round(self.spacing * voxel_size, 6),
+            "SliceEncodingDirection": "ijk"[self.axis],
+            "FirstSliceCenter": round(self.first_center, 6),
+            "SliceProfile": self.profile,
+        }
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Voxel indices of the slice centres, shape (count,)."""
+        return self.first_center + self.spacing * np.arange(self.count)
+
+    def affine_in(self, affine: np.ndarray) -> np.ndarray:
+        """The affine of the stack of slices itself, from that of the grid that this geometry speaks of."""
+        steps, origin = np.ones(3), np.zeros(3)
+        steps[self.axis], origin[self.axis] = self.spacing, self.first_center
+        return affine @ nib.affines.from_matvec(np.diag(steps), origin)
+
+    def on_axis(self, axis: int, length: int | None = None) -> SliceGeometry:
+        """The same stack on another array axis; with ``length``, seen from that axis's far end (reversed)."""
+        first = self.first_center if length is None else length - 1 - self.centers[-1]
+        return replace(self, axis=axis, first_center=float(first))
+
+
+def slices_last(axis: int) -> list[int]:
+    """The order of array axes that puts ``axis`` last and keeps the other two: for ``np.transpose``."""
+    return [other for other in range(3) if other != axis] + [axis]
+
+
+def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, float]:
+    """Slice axis, thickness (mm) and spacing (mm) of a raw stack, from its sidecar and header.
+
+    Raises:
+        BabyAIError: the sidecar contradicts the header, or is no number.
+    """
+    sizes = nib.affines.voxel_sizes(t2.affine)
+    axis = _slice_axis(sidecar.get("SliceEncodingDirection", "ijk"[int(np.argmax(sizes))]), t2)
+    try:
+        spacing = float(sidecar.get("SpacingBetweenSlices", sizes[axis]))
+        thickness = float(sidecar.get("SliceThickness", spacing))
+    except (TypeError, ValueError):
+        raise BabyAIError(f"SliceThickness or SpacingBetweenSlices of {name_of(t2)} is not a number.") from None
+    if abs(spacing / sizes[axis] - 1) > 0.05 or not 0.2 * spacing <= thickness <= 2 * spacing:
+        raise BabyAIError(
+            f"The sidecar of {name_of(t2)} states slices {thickness:g} mm thick and {spacing:g} mm apart, its header "
+            f"{sizes[axis]:.4g} mm apart; correct the sidecar, or give --thickness and --spacing."
+        )
+    return axis, thickness, float(sizes[axis])
+
+
+def _slice_axis(direction: object, image: nib.Nifti1Image) -> int:
+    """The array axis that BIDS calls i, j or k; a minus, for slices counted from the far end, makes no difference."""
+    if (letter := str(direction).rstrip("-")) not in ("i", "j", "k"):
+        raise BabyAIError(f"SliceEncodingDirection of {name_of(image)} is '{direction}'; it must be i, j or k.")
+    return "ijk".index(letter)
+
+
+@lru_cache(maxsize=64)
+def slice_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
+    """The forward operator A along the axis: shape (count, length), float64, rows summing to 1."""
+    centers, planes = geometry.centers[:, None], np.arange(length)[None, :]
+    if geometry.profile == "box":
+        half = geometry.thickness / 2
+        weights = np.minimum(planes + 0.5, centers + half) - np.maximum(planes - 0.5, centers - half)
+    elif geometry.profile == "gaussian":
+        scale = FWHM_PER_SIGMA / geometry.thickness / math.sqrt(2)
+        weights = special.erf((planes + 0.5 - centers) * scale) - special.erf((planes - 0.5 - centers) * scale)
+    else:
+        weights = 1 - np.abs(planes - centers)
+    weights = np.maximum(weights, 0.0)
+    sums = weights.sum(axis=1, keepdims=True)
+    if (sums < 1e-9).any():
+        raise BabyAIError(f"Some slices lie outside the volume's {length} planes; check the slice geometry.")
+    return _frozen(weights / sums)
+
+
+@lru_cache(maxsize=64)
+def upsampling_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
+    """Cubic-spline interpolation from slices, at their true positions, to planes: shape (length, count), float64.
+
+    The spline has mirror boundaries, as in ITK and SciPy; beyond the outermost slice centres their values are kept.
+    """
+    positions = np.clip((np.arange(length) - geometry.first_center) / geometry.spacing, 0, geometry.count - 1)
+    order = 3 if geometry.count > 3 else min(1, geometry.count - 1)
+    columns = [
+        ndimage.map_coordinates(unit, positions[None], order=order, mode="mirror")
+        for unit in np.eye(geometry.count, dtype=np.float64)
+    ]
+    return _frozen(np.stack(columns, axis=1))
+
+
+@lru_cache(maxsize=64)
+def consistency_matrix(geometry: SliceGeometry, length: int, damping: float = 0.0) -> np.ndarray:
+    """A'(AA' + damping I)^-1, the least change of the planes that explains a residual of the slices: (length, count).
+
+    ``damping`` is in units of AA', whose diagonal is about 1 / thickness for a box profile: 0 where the slices are
+    free of noise, noise variance over the variance of the reconstruction's own error otherwise (Tikhonov).
+    """
+    forward = slice_matrix(geometry, length)
+    gram = forward @ forward.T
+    # Overlapping profiles make AA' nearly singular; this much keeps its inverse from amplifying rounding.
+    floor = 1e-3 * np.trace(gram) / len(gram)
+    return _frozen(
+        np.linalg.solve(gram + max(damping, floor if _overlapping(geometry) else 0) * np.eye(len(gram)), forward).T
+    )
+
+
+def _overlapping(geometry: SliceGeometry) -> bool:
+    return geometry.profile == "gaussian" or geometry.thickness > geometry.spacing + 1e-6
+
+
+def _frozen(matrix: np.ndarray) -> np.ndarray:
+    matrix.flags.writeable = False
+    return matrix
+
+
+def along(matrix: np.ndarray, volume, axis: int):
+    """Product of a matrix (m, n) with a volume's axis of length n, for a NumPy array or a torch tensor.
+
+    Negative axes count from the end, so that leading batch and channel axes may be present. Keeps the volume's dtype.
+    """
+    if isinstance(volume, np.ndarray):
+        product = np.tensordot(matrix.astype(volume.dtype, copy=False), volume, axes=(1, axis))
+        return np.moveaxis(product, 0, axis)
+    import torch
+
+    operator = torch.tensor(matrix, dtype=volume.dtype, device=volume.device)
+    return torch.movedim(torch.tensordot(operator, volume, dims=([1], [axis])), 0, axis)
+
+
+def acquire(volume, geometry: SliceGeometry):
+    """The slices y = A x that a scan with this geometry measures of a volume."""
+    return along(slice_matrix(geometry, volume.shape[geometry.axis]), volume, geometry.axis)
+
+
+def adjoint(slices, geometry: SliceGeometry, length: int):
+    """A' y: the slices spread back over ``length`` planes, so that <Ax, y> = <x, A'y>."""
+    return along(slice_matrix(geometry, length).T, slices, geometry.axis)
+
+
+def upsample(slices, geometry: SliceGeometry, length: int):
+    """Cubic-spline up-sampling of the slices to ``length`` planes, each slice at its true position."""
+    return along(upsampling_matrix(geometry, length), slices, geometry.axis)
+
+
+def measured_slices(upsampled, geometry: SliceGeometry):
+    """The slices that a cubic up-sampled volume was made from: the left inverse of :func:`upsample`."""
+    length = upsampled.shape[geometry.axis]
+    return along(np.linalg.pinv(upsampling_matrix(geometry, length)), upsampled, geometry.axis)
+
+
+def make_consistent(volume, slices, geometry: SliceGeometry, damping: float = 0.0):
+    """The volume nearest to ``volume`` that agrees with the measured slices: x + A'(AA' + damping I)^-1 (y - A x)."""
+    length = volume.shape[geometry.axis]
+    correction = consistency_matrix(geometry, length, damping)
+    return volume + along(correction, slices - acquire(volume, geometry), geometry.axis)

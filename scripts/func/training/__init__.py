@@ -1,0 +1,1 @@
+"""What training needs besides the data: losses, optimisers, checkpoints, processes, TensorBoard, augmentation."""

@@ -1,0 +1,262 @@
+"""Registration and interpolation, on phantoms whose place is known exactly."""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nibabel.affines import apply_affine, from_matvec
+from scipy.spatial.transform import Rotation
+
+from func.errors import BabyAIError
+from func.phantom import LABELS, infant_brain
+from func.scans.nifti import read_volume
+from func.scans.registration import (
+    Registration,
+    check_same_head,
+    load_itk_transform,
+    mean_displacement,
+    register_rigid,
+    resample,
+    save_itk_transform,
+)
+
+RAW_CASES = {
+    "sub-A01": "sub-A01_acq-axial3mm_T2w",
+    "sub-B06": "sub-B06_acq-axial4mm_T2w",
+    "sub-B12": "sub-B12_acq-sagittal5mm_T2w",
+}
+
+
+def motion(angles: tuple[float, float, float], shift: tuple[float, float, float]) -> np.ndarray:
+    """A rigid motion from angles in degrees and a shift in mm."""
+    return from_matvec(Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), shift)
+
+
+# Where a scan lies against what its header says.
+STARTS = {
+    "as the header says": motion((0, 0, 0), (0, 0, 0)),
+    "moved": motion((12, -25, 30), (-30, 18, 25)),
+    "far off": motion((-45, 40, 45), (50, -50, 40)),
+    "upside down": motion((180, 10, 80), (100, -200, 60)),
+}
+
+
+def drawn_moved(shape, affine, by: np.ndarray, **head) -> nib.Nifti1Image:
+    """The phantom's T2w on a grid of its own, whose header then misplaces it."""
+    scan = infant_brain(shape, affine, **head).t2
+    return nib.Nifti1Image(scan.dataobj, by @ scan.affine)
+
+
+@dataclass(frozen=True)
+class Newborn:
+    """An isotropic T1w and a T2w stack of 4 mm slices with 0.4 mm gaps, oblique and left-handed."""
+
+    t1: nib.Nifti1Image
+    stack: nib.Nifti1Image
+    points: np.ndarray  # in the brain, world mm
+
+    def moved(self, by: np.ndarray) -> nib.Nifti1Image:
+        """The stack with a header that is off by a motion."""
+        return nib.Nifti1Image(self.stack.dataobj, by @ self.stack.affine)
+
+
+@pytest.fixture(scope="module")
+def newborn() -> Newborn:
+    head = {"age_months": 0, "size": 0.8}
+    phantom = infant_brain((96, 112, 96), age_months=0, size=0.8)
+    points = apply_affine(phantom.t1.affine, np.argwhere(np.asarray(phantom.labels.dataobj) > 0)[::50])
+    axes = Rotation.from_euler("xyz", (8, -5, 12), degrees=True).as_matrix() @ np.diag([-1.0, 1.0, 4.4])
+    shape = np.array([100, 110, 22])
+    affine = from_matvec(axes, points.mean(axis=0) - axes @ ((shape - 1) / 2))
+    stack = infant_brain(tuple(shape), affine, **head).t2
+    random = np.random.default_rng(0)
+    noisy = np.maximum(np.asarray(stack.dataobj) + random.normal(0, 30, shape), 0).astype(np.float32)
+    return Newborn(phantom.t1, nib.Nifti1Image(noisy, affine), points)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_motion_is_found_from_any_start(newborn, start):
+    registration = register_rigid(newborn.t1, newborn.moved(STARTS[start]))
+    assert mean_displacement(registration.matrix, STARTS[start], newborn.points) < 0.2
+    assert registration.overlap > 0.99
+    np.testing.assert_allclose(registration.matrix[:3, :3] @ registration.matrix[:3, :3].T, np.eye(3), atol=1e-9)
+
+
+def test_either_image_may_be_the_fixed_one(newborn):
+    by = STARTS["moved"]
+    registration = register_rigid(newborn.moved(by), newborn.t1, start=np.linalg.inv(by))
+    assert mean_displacement(registration.matrix, np.linalg.inv(by), apply_affine(by, newborn.points)) < 0.2
+
+
+def test_a_given_start_is_refined_and_the_same_is_found_every_time(newborn):
+    start = motion((4, -6, 5), (5, -4, 6))
+    first, second = (register_rigid(newborn.t1, newborn.stack, start=start) for _ in range(2))
+    assert mean_displacement(first.matrix, np.eye(4), newborn.points) < 0.2
+    np.testing.assert_array_equal(first.matrix, second.matrix)
+
+
+def test_whole_heads_are_laid_upon_each_other():
+    by, head = motion((-20, 15, 35), (20, -30, 10)), {"age_months": 9, "skull": True, "size": 0.6}
+    axes, origin = np.diag([1.6, 1.6, 1.6]), (-58, -80, -75)
+    phantom = infant_brain((72, 88, 88), from_matvec(axes, origin), **head)
+    stack = drawn_moved((72, 88, 32), from_matvec(axes * [1, 1, 2.8], origin), by, **head)
+    registration = register_rigid(phantom.t1, stack)
+    inner = np.isin(phantom.labels.dataobj, [LABELS["white matter"], LABELS["cortex"]])
+    brain = apply_affine(phantom.t1.affine, np.argwhere(inner))
+    assert mean_displacement(registration.matrix, by, brain[::50]) < 0.5
+
+
+def test_a_brain_is_laid_upon_a_larger_head_in_its_own_size():
+    axes, origin = np.diag([1.6, 1.6, 1.6]), (-58, -80, -75)
+    atlas = infant_brain((72, 88, 88), from_matvec(axes, origin), age_months=9, skull=True, size=0.6).t1
+    newborn = infant_brain((52, 64, 52), age_months=0, size=0.45).t1
+    by = motion((10, -170, 20), (40, -20, 30))
+    registration = register_rigid(atlas, nib.Nifti1Image(newborn.dataobj, by @ newborn.affine), scaled=True)
+    found = np.linalg.inv(by) @ registration.matrix
+    angle = np.rad2deg(np.linalg.norm(Rotation.from_matrix(found[:3, :3]).as_rotvec()))
+    assert angle < 8
+    np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-9)
+    assert np.linalg.norm(apply_affine(found, [0, -4, 7]) - [0, -4, 7]) < 8
+
+
+def test_the_t2w_of_another_infant_resembles_less(newborn):
+    other = infant_brain((96, 112, 96), age_months=0, size=0.8, seed=5).t1
+    own, others = (register_rigid(t1, newborn.stack, start=np.eye(4)).similarity for t1 in (newborn.t1, other))
+    assert others < 0.9 * own
+
+
+def test_a_failed_registration_is_told(newborn):
+    for registration, sentence in (
+        (Registration(np.eye(4), similarity=0.2, overlap=1.0), "does not look like"),
+        (Registration(np.eye(4), similarity=0.4, overlap=0.3), "Only 30% of the head"),
+    ):
+        with pytest.raises(BabyAIError, match=sentence):
+            check_same_head(registration, newborn.t1, newborn.stack)
+    check_same_head(Registration(np.eye(4), similarity=0.2, overlap=1.0), newborn.t1, newborn.stack, least=0.1)
+
+
+def test_too_few_slices_are_refused(newborn):
+    image = nib.Nifti1Image(np.asarray(newborn.t1.dataobj)[:, :, 40:42], newborn.t1.affine)
+    with pytest.raises(BabyAIError, match="too little"):
+        register_rigid(newborn.t1, image)
+
+
+@pytest.mark.parametrize("case", RAW_CASES)
+@pytest.mark.parametrize("by", [motion((0, 0, 0), (0, 0, 0)), motion((-28, 22, 30), (30, -25, 20))], ids=["", "moved"])
+def test_real_scans_are_laid_upon_each_other(real_data, case, by):
+    t1 = read_volume(real_data / "raw" / f"{case}_T1w.nii.gz")
+    t2 = read_volume(real_data / "raw" / f"{RAW_CASES[case]}.nii.gz")
+    truth = by @ np.loadtxt(real_data / "raw" / "truth" / f"{case}_motion.txt")
+    brain = apply_affine(t1.affine, np.argwhere(np.asarray(t1.dataobj) > 0)[::50])
+    registration = register_rigid(t1, nib.Nifti1Image(t2.dataobj, by @ t2.affine))
+    assert mean_displacement(registration.matrix, truth, brain) < 0.5
+
+
+def blob(shape, affine, center, sigma=3.0) -> nib.Nifti1Image:
+    """A Gaussian around a point in world mm."""
+    world = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    distance = np.linalg.norm(world - np.asarray(center), axis=-1)
+    return nib.Nifti1Image((100 * np.exp(-((distance / sigma) ** 2) / 2)).astype(np.float32), affine)
+
+
+def center_of_mass(array, affine) -> np.ndarray:
+    return apply_affine(affine, np.average(np.indices(array.shape).reshape(3, -1).T, axis=0, weights=array.ravel()))
+
+
+TURN = Rotation.from_euler("xyz", (20, -15, 30), degrees=True).as_matrix()
+GRIDS = {
+    "oblique": TURN @ np.diag([1.1, 0.9, 1.0]),
+    "left-handed": np.diag([-1.0, 1.0, 1.0]),
+    "axes permuted": np.diag([1.0, 1.2, 0.8])[:, [2, 0, 1]],
+    "five-fold thick": TURN @ np.diag([1.0, 1.0, 5.0]),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("form", ["sform", "qform"])
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_a_landmark_stays_where_it_was(tmp_path, grid, form, extension):
+    landmark, shape = np.array([-9.0, 5.0, 3.0]), np.array([44, 44, 44])
+    if grid == "five-fold thick":
+        shape[2] = 11
+    affine = from_matvec(GRIDS[grid], -GRIDS[grid] @ ((shape - 1) / 2))
+    image = blob(tuple(shape), affine, landmark, sigma=5.0 if shape[2] == 11 else 3.0)
+    image.set_sform(affine, 2 if form == "sform" else 0)
+    image.set_qform(affine if form == "qform" else None, 1 if form == "qform" else 0)
+    nib.save(image, tmp_path / f"scan{extension}")
+    by = motion((10, 20, -5), (2, -3, 1))
+    target = from_matvec(np.eye(3), (-24, -24, -24))
+    array = resample(read_volume(tmp_path / f"scan{extension}"), (48, 48, 48), target, by)
+    expected = apply_affine(np.linalg.inv(by), landmark)
+    assert np.linalg.norm(center_of_mass(array, target) - expected) < 0.2
+    assert array.dtype == np.float32 and array.min() >= 0
+
+
+def test_left_stays_left(newborn):
+    affine = from_matvec(np.diag([-1.0, 1.0, 1.0]), apply_affine(newborn.t1.affine, [95, 0, 0]))
+    flipped = resample(newborn.t1, newborn.t1.shape, affine)
+    np.testing.assert_allclose(flipped[::-1], newborn.t1.get_fdata(), atol=1e-2)
+
+
+def test_the_own_grid_gives_the_own_values(newborn):
+    for order in (0, 1, 3):
+        result = resample(newborn.t1, newborn.t1.shape, newborn.t1.affine, order=order)
+        np.testing.assert_allclose(result, newborn.t1.get_fdata(), atol=1e-2)
+
+
+def test_half_a_slice_beyond_the_outermost_centre_belongs_to_the_scan():
+    image = nib.Nifti1Image(np.full((8, 8, 6), 7.0, np.float32), np.diag([1.0, 1, 4, 1]))
+    column = resample(image, (1, 1, 32), from_matvec(np.eye(3), (4, 4, -4)))[0, 0]
+    inside = (np.arange(32) - 4 >= -2) & (np.arange(32) - 4 <= 22)
+    np.testing.assert_allclose(column[inside], 7.0, rtol=1e-5)
+    assert not column[~inside].any()
+
+
+def test_air_that_is_zero_stays_zero():
+    array = np.zeros((20, 20, 20), np.float32)
+    array[8:12, 8:12, 8:12] = 100
+    result = resample(nib.Nifti1Image(array, np.eye(4)), (20, 20, 20), from_matvec(np.eye(3), (0.4, 0.4, 0.4)))
+    assert not result[:6].any() and not result[13:].any() and result[9, 9, 9] > 50
+
+
+def test_negative_values_are_kept_where_the_scan_has_them():
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4))
+    assert resample(image, (9, 9, 9), np.eye(4)).min() < 0
+
+
+def test_simpleitk_reads_the_transform_and_resamples_alike(tmp_path, newborn):
+    by = motion((15, -20, 30), (4, -3, 5))
+    save_itk_transform(tmp_path / "by.tfm", by)
+    nib.save(newborn.t1, tmp_path / "fixed.nii.gz")
+    nib.save(newborn.moved(by), tmp_path / "moving.nii.gz")
+    fixed, moving = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("fixed", "moving"))
+    transform = sitk.ReadTransform(str(tmp_path / "by.tfm"))
+    theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear)).T
+    ours = resample(newborn.moved(by), newborn.t1.shape, newborn.t1.affine, by, order=1)
+    np.testing.assert_allclose(ours[20:-20, 20:-20, 20:-20], theirs[20:-20, 20:-20, 20:-20], atol=0.5)
+
+
+def test_transforms_come_back_as_they_were_saved(tmp_path):
+    by = motion((15, -20, 30), (40, -30, 50))
+    save_itk_transform(tmp_path / "by.tfm", by)
+    np.testing.assert_allclose(load_itk_transform(tmp_path / "by.tfm"), by, atol=1e-9)
+    # As other tools write them: an ITK Euler transform about a centre, in LPS.
+    euler = sitk.Euler3DTransform((10.0, 20.0, 30.0), 0.1, 0.2, 0.3, (1.0, 2.0, 3.0))
+    sitk.WriteTransform(euler, str(tmp_path / "euler.tfm"))
+    lps = np.array([-1.0, -1.0, 1.0])
+    moved = apply_affine(load_itk_transform(tmp_path / "euler.tfm"), lps * [5, 6, 7])
+    np.testing.assert_allclose(lps * moved, euler.TransformPoint((5.0, 6.0, 7.0)), atol=1e-9)
+
+
+def test_what_is_no_linear_transform_is_refused(tmp_path):
+    with pytest.raises(BabyAIError, match="missing"):
+        load_itk_transform(tmp_path / "none.tfm")
+    (tmp_path / "words.tfm").write_text("no transform")
+    with pytest.raises(BabyAIError, match="not an ITK transform"):
+        load_itk_transform(tmp_path / "words.tfm")
+    bspline = sitk.BSplineTransformInitializer(sitk.Image(8, 8, 8, sitk.sitkFloat32), [2, 2, 2])
+    sitk.WriteTransform(bspline, str(tmp_path / "bent.tfm"))
+    with pytest.raises(BabyAIError, match="non-linear"):
+        load_itk_transform(tmp_path / "bent.tfm")

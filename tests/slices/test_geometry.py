@@ -1,0 +1,184 @@
+"""The slice model: its operators by their properties, its positions, and the recovery of geometry from a volume."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from func.errors import BabyAIError
+from func.slices.geometry import (
+    PROFILES,
+    SliceGeometry,
+    acquire,
+    adjoint,
+    along,
+    consistency_matrix,
+    make_consistent,
+    measured_slices,
+    slice_matrix,
+    upsample,
+)
+from func.slices.recovery import recover_geometry
+
+SHAPE = (20, 24, 28)
+
+
+def geometries():
+    for profile in PROFILES:
+        for axis, thickness, spacing, first in [(2, 4, 4, None), (0, 2, 2.5, 1.2), (1, 3.3, 3.3, 2.0)]:
+            yield SliceGeometry.fitting(axis, SHAPE[axis], thickness, spacing, first, profile)
+
+
+@pytest.fixture
+def volume():
+    return np.random.default_rng(0).normal(size=SHAPE)
+
+
+@pytest.mark.parametrize("geometry", list(geometries()), ids=str)
+class TestOperators:
+    def test_adjoint(self, geometry, volume):
+        slices = np.random.default_rng(1).normal(size=acquire(volume, geometry).shape)
+        left = np.vdot(acquire(volume, geometry), slices)
+        right = np.vdot(volume, adjoint(slices, geometry, SHAPE[geometry.axis]))
+        assert left == pytest.approx(right, rel=1e-12)
+
+    def test_a_constant_volume_stays_constant(self, geometry):
+        ones = np.ones(SHAPE)
+        np.testing.assert_allclose(acquire(ones, geometry), 1, atol=1e-12)
+        np.testing.assert_allclose(upsample(acquire(ones, geometry), geometry, SHAPE[geometry.axis]), 1, atol=1e-9)
+
+    def test_a_ramp_is_seen_at_the_slice_centres(self, geometry):
+        ramp = np.broadcast_to(np.arange(SHAPE[geometry.axis]), (2, 2, SHAPE[geometry.axis]))
+        seen = acquire(ramp.astype(float), replace(geometry, axis=2))[0, 0]
+        inner = slice(1, -1)
+        np.testing.assert_allclose(seen[inner], geometry.centers[inner], atol=0.05)
+
+    def test_up_sampling_puts_each_slice_at_its_centre(self, geometry, volume):
+        """At the knots a cubic spline is the slice itself, wherever a slice centre falls on a plane."""
+        slices = acquire(volume, geometry)
+        upsampled = upsample(slices, geometry, SHAPE[geometry.axis])
+        for index, center in enumerate(geometry.centers):
+            if abs(center - round(center)) < 1e-9:
+                plane = np.take(upsampled, round(center), geometry.axis)
+                np.testing.assert_allclose(plane, np.take(slices, index, geometry.axis), atol=1e-9)
+
+    def test_measured_slices_undo_up_sampling(self, geometry, volume):
+        slices = acquire(volume, geometry)
+        again = measured_slices(upsample(slices, geometry, SHAPE[geometry.axis]), geometry)
+        np.testing.assert_allclose(again, slices, atol=1e-8)
+
+    def test_torch_gives_the_same(self, geometry, volume):
+        slices = acquire(volume, geometry)
+        np.testing.assert_allclose(acquire(torch.from_numpy(volume), geometry).numpy(), slices, atol=1e-12)
+
+    def test_consistency(self, geometry, volume):
+        guess = np.random.default_rng(2).normal(size=SHAPE)
+        slices = acquire(volume, geometry)
+        corrected = make_consistent(guess, slices, geometry)
+        before, after = (np.abs(slices - acquire(x, geometry)).max() for x in (guess, corrected))
+        assert after < 0.02 * before
+        assert np.linalg.norm(corrected - volume) < np.linalg.norm(guess - volume)
+        np.testing.assert_allclose(make_consistent(volume, slices, geometry), volume, atol=1e-9)
+
+    def test_damping_lets_the_slices_count_for_less(self, geometry, volume):
+        corrections = [np.abs(consistency_matrix(geometry, SHAPE[geometry.axis], d)).sum() for d in (0, 0.1, 1, 10)]
+        assert corrections == sorted(corrections, reverse=True)
+
+
+def test_adjoining_box_slices_get_their_residual_back_on_their_planes():
+    geometry = SliceGeometry.fitting(2, 24, 4)
+    slices = np.random.default_rng(0).normal(size=(3, 3, geometry.count))
+    corrected = make_consistent(np.zeros((3, 3, 24)), slices, geometry)
+    np.testing.assert_allclose(corrected, np.repeat(slices, 4, axis=2), atol=1e-9)
+
+
+def test_box_averages_its_planes_and_point_picks_one(volume):
+    box = SliceGeometry.fitting(2, 28, 4)
+    np.testing.assert_allclose(acquire(volume, box)[..., 1], volume[..., 4:8].mean(axis=2))
+    point = SliceGeometry.fitting(2, 28, 4, profile="point")
+    np.testing.assert_allclose(acquire(volume, point)[..., 1], volume[..., 5])
+
+
+def test_gaussian_has_half_its_height_at_half_its_thickness():
+    geometry = SliceGeometry(2, 6, 6, 30, 1, "gaussian")
+    weights = slice_matrix(geometry, 61)[0]
+    assert weights[33] / weights[30] == pytest.approx(0.5, abs=0.02)
+
+
+def test_fitting_counts_the_slices_that_lie_inside():
+    assert SliceGeometry.fitting(2, 182, 4).count == 45
+    assert SliceGeometry.fitting(2, 182, 2).count == 91
+    gapped = SliceGeometry.fitting(2, 182, 4, 5)
+    assert gapped.count == 36 and gapped.centers[-1] + 2 <= 181.5
+
+
+@pytest.mark.parametrize(("thickness", "spacing", "count"), [(0, 4, 5), (4, -1, 5), (4, 4, 0), (float("nan"), 4, 5)])
+def test_impossible_stacks_are_refused(thickness, spacing, count):
+    with pytest.raises(BabyAIError, match="cannot be"):
+        SliceGeometry(2, thickness, spacing, 0, count)
+
+
+def test_sidecar_round_trip():
+    image = nib.Nifti1Image(np.zeros((20, 24, 30), np.float32), np.diag([1, 1, 0.8, 1]))
+    geometry = SliceGeometry.fitting(2, 30, 5, 6.25, 3.0, "gaussian")
+    sidecar = geometry.to_sidecar(0.8)
+    assert sidecar["SliceThickness"] == 4 and sidecar["SpacingBetweenSlices"] == 5
+    again = SliceGeometry.from_sidecar(sidecar, image)
+    assert (again.axis, again.count, again.profile) == (2, geometry.count, "gaussian")
+    np.testing.assert_allclose(again.centers, geometry.centers)
+    assert SliceGeometry.from_sidecar({"SliceThickness": 4}, image) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SliceEncodingDirection": "x"},
+        {"SliceThickness": "thick"},
+        {"SpacingBetweenSlices": 900},
+        {"FirstSliceCenter": -7},
+    ],
+)
+def test_contradictory_sidecars_are_refused(change):
+    image = nib.Nifti1Image(np.zeros((20, 24, 30), np.float32), np.eye(4))
+    with pytest.raises(BabyAIError):
+        SliceGeometry.from_sidecar(SliceGeometry.fitting(2, 30, 4).to_sidecar(1.0) | change, image)
+
+
+@pytest.mark.parametrize(
+    ("axis", "spacing", "first"), [(0, 2, None), (1, 3, None), (2, 4, None), (2, 4.4, 3.1), (1, 2.5, None)]
+)
+@pytest.mark.parametrize("stored_as", ["float", "rounded and clipped"])
+def test_an_up_sampled_volume_betrays_its_slices(smooth_head, axis, spacing, first, stored_as):
+    length = smooth_head.shape[axis]
+    geometry = SliceGeometry.fitting(axis, length, spacing, first_center=first)
+    upsampled = upsample(acquire(smooth_head, geometry), geometry, length)
+    if stored_as != "float":
+        upsampled = np.maximum(np.round(upsampled), 0)
+    recovered = recover_geometry(upsampled.astype(np.float32))
+    assert recovered is not None and recovered.axis == axis
+    assert recovered.spacing == pytest.approx(spacing, abs=0.01)
+    offset = (recovered.first_center - geometry.first_center) / spacing
+    assert offset == pytest.approx(round(offset), abs=0.02)
+
+
+def test_an_isotropic_volume_betrays_none(smooth_head):
+    assert recover_geometry(smooth_head) is None
+
+
+@pytest.fixture(scope="module")
+def smooth_head():
+    """A head-sized blob of structure on a 64^3 grid, air around it, intensities as a scanner's."""
+    generator = np.random.default_rng(3)
+    noise = torch.from_numpy(generator.normal(size=(1, 1, 64, 64, 64)))
+    fine = torch.nn.functional.avg_pool3d(noise, 3, 1, 1)[0, 0].numpy()
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 64)] * 3, indexing="ij"))
+    inside = np.linalg.norm(grid, axis=0) < 0.85
+    return np.where(inside, 600 + 900 * fine, 0).clip(0).astype(np.float32)
+
+
+def test_along_keeps_the_type():
+    matrix = np.eye(5)[:3]
+    assert along(matrix, np.zeros((2, 5), np.float32), 1).dtype == np.float32
+    assert along(matrix, torch.zeros(1, 1, 5, 2), -2).shape == (1, 1, 3, 2)

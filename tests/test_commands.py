@@ -1,0 +1,82 @@
+"""Jobs run beside each other: failures told, stops clean."""
+
+import os
+import signal
+
+import pytest
+
+from func.commands import Tally, in_processes, processors, run_to_the_end
+from func.errors import BabyAIError
+
+
+def work(item: int) -> int:
+    """A job: 1 fails as a user may cause it, 2 as only we can, 3 is killed."""
+    if item == 1:
+        raise BabyAIError("sub-1 is broken; mend it.")
+    if item == 2:
+        raise ValueError("our own mistake")
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_fails_costs_no_other_its_result(workers, capsys):
+    tally = Tally("done")
+    results = {}
+    for item, outcome in in_processes(work, [0, 1, 2, 4, 5], workers):
+        if isinstance(outcome, BaseException):
+            tally.fail(f"sub-{item}", outcome)
+        else:
+            results[item] = outcome
+    assert results == {0: 0, 4: 40, 5: 50}
+    lines = capsys.readouterr().err
+    assert "FAILED sub-1 is broken; mend it.\n" in lines
+    assert "FAILED sub-2 met an error in BABY-AI itself (ValueError); please report the lines above." in lines
+    assert "raise ValueError" in lines and "raise BabyAIError" not in lines
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_a_killed_process_is_told(capsys):
+    tally = Tally("done")
+    for item, outcome in in_processes(work, [3, 3], workers=2):
+        tally.fail(f"sub-{item}", outcome)
+    assert tally.failed == 2
+    assert capsys.readouterr().err.count("probably for want of memory; run again with fewer --workers") == 2
+
+
+def stopped(number: int):
+    def job(tally: Tally) -> None:
+        tally.done = 3
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    return job
+
+
+def refused(tally: Tally) -> None:
+    raise BabyAIError("No such folder; check it.")
+
+
+def half_failed(tally: Tally) -> None:
+    tally.done, tally.kept, tally.failed = 2, 1, 1
+
+
+@pytest.mark.parametrize(
+    "job, code, said",
+    [
+        (lambda tally: None, 0, "Summary: 0 made, 0 failed."),
+        (half_failed, 1, "Summary: 2 made, 1 already there, 1 failed."),
+        (refused, 2, "x.py: No such folder; check it."),
+        (stopped(signal.SIGINT), 130, "Stopped by Ctrl-C: 3 made, 0 failed; run again to do the rest."),
+        (stopped(signal.SIGTERM), 143, "Stopped by SIGTERM: 3 made, 0 failed; run again to do the rest."),
+    ],
+)
+def test_exit_codes(job, code, said, capsys):
+    assert run_to_the_end("x.py", job, Tally("made")) == code
+    captured = capsys.readouterr()
+    assert (captured.out or captured.err).strip() == said
+
+
+def test_some_processor_may_be_used():
+    assert 1 <= processors() <= os.cpu_count()
