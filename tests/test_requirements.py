@@ -9,7 +9,7 @@ import pytest
 from conftest import REPO_ROOT
 
 SCRIPTS = REPO_ROOT / "scripts"
-MODULE_OF = {"jinja2": "jinja2", "simpleitk": "SimpleITK"}
+MODULE_OF = {"jinja2": "jinja2", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
 # Run, not imported, by the demo.
 COMMANDS = {"ipykernel", "nbclient"}
 
@@ -44,7 +44,7 @@ def test_every_requirement_is_pinned_exactly(name):
 
 
 def test_scripts_import_what_is_required_and_nothing_more():
-    scripts = [*SCRIPTS.glob("*.py"), *(SCRIPTS / "func").glob("*.py")]
+    scripts = [*SCRIPTS.glob("*.py"), *(SCRIPTS / "func").rglob("*.py")]
     required = {MODULE_OF.get(name.lower(), name) for name in pins("requirements.txt")}
     training = {MODULE_OF.get(name.lower(), name) for name in pins("requirements_training.txt")}
     assert imported(set(scripts) - {SCRIPTS / "training.py"}) == required - COMMANDS
@@ -57,5 +57,5 @@ def test_tests_import_nothing_else():
         for file in ("requirements.txt", "requirements_training.txt", "requirements_dev.txt")
         for name in pins(file)
     ]
-    required = {MODULE_OF.get(name.lower(), name) for name in every} | {"skimage"}
+    required = {MODULE_OF.get(name.lower(), name) for name in every}
     assert imported((REPO_ROOT / "tests").rglob("*.py")) <= required
