@@ -36,7 +36,7 @@ def write_subject(folder: Path, label: str, seed: int = 0, acq: str = "") -> Pat
 
 
 def doubled(t1, t2, weights=None, geometry=None, progress=None, **_):
-    """What `func.reconstruction.reconstruct` gives back, with the T2w doubled for a reconstruction."""
+    """What `func.reconstruction.reconstruct.reconstruct` gives back, with the T2w doubled for a reconstruction."""
     if progress:
         progress(1, 1)
     return SimpleNamespace(image=nifti.image_of(2 * t2.get_fdata(dtype=np.float32), t2.affine, t2), report={})
@@ -45,7 +45,7 @@ def doubled(t1, t2, weights=None, geometry=None, progress=None, **_):
 def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
     """Modules to put into `sys.modules`, so that neither torch nor weights are needed."""
     reconstruction, network, acquisition = (
-        ModuleType(f"func.{name}") for name in ("reconstruction", "network", "acquisition")
+        ModuleType(f"func.{name}") for name in ("reconstruction.reconstruct", "networks.weights", "slices.geometry")
     )
     reconstruction.reconstruct = reconstruction.reconstruct_raw = reconstruct
     reconstruction.choose_device = lambda device, precision: (device, precision)

@@ -13,7 +13,7 @@ from func.networks.weights import build_network
 from func.phantom import infant_brain
 from func.reconstruction import reconstruct as reconstruction
 from func.reconstruction.reconstruct import choose_device, damping_for, noise_of, reconstruct, reconstruct_raw, t1_frame
-from func.slices.geometry import SliceGeometry, acquire, stack_geometry, upsample
+from func.slices.geometry import SliceGeometry, acquire, upsample
 from networks_for_tests import Unchanged, weights_of
 
 SHAPE = (56, 64, 56)
@@ -256,25 +256,6 @@ class TestRawMode:
         centers = [nib.affines.apply_affine(a, (np.array(n) - 1) / 2) for a, n in ((affine, t1.shape), (frame, shape))]
         np.testing.assert_allclose(*centers, atol=1e-9)
         assert t1_frame(t1, "t1") == (t1.shape, t1.affine) or np.array_equal(t1_frame(t1, "t1")[1], affine)
-
-    def test_thickness_and_gap_come_from_the_sidecar(self):
-        t2 = nib.Nifti1Image(np.zeros((40, 50, 12), np.float32), np.diag([1, 1, 4.4, 1]))
-        assert stack_geometry(t2, {}) == pytest.approx((2, 4.4, 4.4))
-        assert stack_geometry(t2, {"SliceThickness": 4, "SpacingBetweenSlices": 4.4}) == pytest.approx((2, 4, 4.4))
-
-    @pytest.mark.parametrize(
-        "sidecar",
-        [
-            {"SpacingBetweenSlices": 6},
-            {"SliceThickness": 40},
-            {"SliceThickness": "4 mm"},
-            {"SliceEncodingDirection": "z"},
-        ],
-    )
-    def test_a_sidecar_that_contradicts_the_header_is_refused(self, sidecar):
-        t2 = nib.Nifti1Image(np.zeros((40, 50, 12), np.float32), np.diag([1, 1, 4.4, 1]))
-        with pytest.raises(BabyAIError):
-            stack_geometry(t2, sidecar)
 
     def test_published_weights_are_refused(self, head):
         with pytest.raises(BabyAIError, match="atlas grid"):

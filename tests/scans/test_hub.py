@@ -19,7 +19,7 @@ from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 65536
 time.sleep = lambda seconds: None
 from func.errors import BabyAIError
-from func.hub import find_weights, fetch
+from func.scans.hub import find_weights, fetch
 try:
     print({call})
 except BabyAIError as error:

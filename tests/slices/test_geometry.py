@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from func.errors import BabyAIError
+from func.errors import BabyAIError, collect_warnings
 from func.slices.geometry import (
     PROFILES,
     SliceGeometry,
@@ -18,7 +18,10 @@ from func.slices.geometry import (
     make_consistent,
     measured_slices,
     slice_matrix,
+    stack_geometry,
+    stated_profile,
     upsample,
+    with_spacing,
 )
 from func.slices.recovery import recover_geometry
 
@@ -135,15 +138,100 @@ def test_sidecar_round_trip():
     "change",
     [
         {"SliceEncodingDirection": "x"},
+        {"SliceEncodingDirection": None},
         {"SliceThickness": "thick"},
+        {"SliceThickness": 0},
         {"SpacingBetweenSlices": 900},
+        {"SpacingBetweenSlices": [4]},
         {"FirstSliceCenter": -7},
+        {"FirstSliceCenter": 29.9},
+        {"FirstSliceCenter": None},
     ],
 )
-def test_contradictory_sidecars_are_refused(change):
+def test_a_sidecar_of_an_up_sampled_scan_that_cannot_be_is_left_out_with_a_warning(change, capsys):
     image = nib.Nifti1Image(np.zeros((20, 24, 30), np.float32), np.eye(4))
-    with pytest.raises(BabyAIError):
-        SliceGeometry.from_sidecar(SliceGeometry.fitting(2, 30, 4).to_sidecar(1.0) | change, image)
+    assert SliceGeometry.from_sidecar(SliceGeometry.fitting(2, 30, 4).to_sidecar(1.0) | change, image) is None
+    told = capsys.readouterr().err
+    assert told.startswith("WARNING ") and told.count("\n") == 1
+
+
+class TestRawStacks:
+    """Where the slices lie is the header's to say; a sidecar that contradicts it is told and left out."""
+
+    def stack(self, sizes=(1, 1, 4.4)):
+        return nib.Nifti1Image(np.zeros((40, 50, 12), np.float32), np.diag([*sizes, 1]))
+
+    @pytest.mark.parametrize(
+        ("sidecar", "expected"),
+        [
+            ({}, (2, 4.4, 4.4)),
+            ({"SliceThickness": 4, "SpacingBetweenSlices": 4.4}, (2, 4, 4.4)),
+            ({"SliceThickness": "4", "SpacingBetweenSlices": "4.40", "SliceEncodingDirection": "k-"}, (2, 4, 4.4)),
+            ({"SliceThickness": 4, "SpacingBetweenSlices": -4.4}, (2, 4, 4.4)),
+            ({"SliceThickness": 8.9}, (2, 8.9, 4.4)),  # overlapping, a rounded header
+            ({"SliceThickness": 20}, (2, 20, 4.4)),  # interpolated by the scanner
+        ],
+    )
+    def test_what_agrees_is_used_without_a_word(self, sidecar, expected, capsys):
+        assert stack_geometry(self.stack(), sidecar) == pytest.approx(expected)
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize(
+        ("sidecar", "thickness"),
+        [
+            ({"SpacingBetweenSlices": 6}, 4.4),
+            ({"SpacingBetweenSlices": 0, "SliceThickness": 4}, 4),
+            ({"SpacingBetweenSlices": None, "SliceThickness": 4}, 4),
+            ({"SpacingBetweenSlices": "wide", "SliceThickness": 4}, 4),
+            ({"SpacingBetweenSlices": [4.4], "SliceThickness": 4}, 4),
+            ({"SpacingBetweenSlices": float("nan"), "SliceThickness": 4}, 4),
+            ({"SliceThickness": 40}, 4.4),
+            ({"SliceThickness": 0.004}, 4.4),
+            ({"SliceThickness": 10**400}, 4.4),
+            ({"SliceThickness": True}, 4.4),
+            ({"SliceThickness": "4 mm"}, 4.4),
+            ({"SliceEncodingDirection": "z", "SliceThickness": 4}, 4),
+            ({"SliceEncodingDirection": 2, "SliceThickness": 4}, 4),
+            ({"SliceEncodingDirection": "i", "SliceThickness": 4}, 4),
+        ],
+    )
+    def test_the_header_decides_and_the_contradiction_is_told(self, sidecar, thickness, capsys):
+        with collect_warnings() as collected:
+            assert stack_geometry(self.stack(), sidecar) == pytest.approx((2, thickness, 4.4))
+        assert len(collected) == 1 and next(iter(sidecar)) in collected[0]
+        assert capsys.readouterr().err == f"WARNING {collected[0]}\n"
+
+    @pytest.mark.parametrize(
+        ("sizes", "sidecar", "axis"),
+        [
+            ((4.4, 0.8, 0.8), {"SliceEncodingDirection": "k"}, 0),
+            ((4.4, 0.8, 0.8), {"SliceEncodingDirection": "k", "SliceThickness": 4, "SpacingBetweenSlices": 4.4}, 0),
+            ((0.8, 4.4, 0.8), {"SliceEncodingDirection": "k-"}, 1),
+            ((1.1, 1.1, 1), {"SliceEncodingDirection": "k"}, 2),  # nearly isotropic: only the sidecar knows
+            ((1.5, 1.5, 1), {"SliceEncodingDirection": "k", "SliceThickness": 1}, 2),  # slices finer than the rest
+        ],
+    )
+    def test_a_direction_left_over_from_before_a_reorientation(self, sizes, sidecar, axis, capsys):
+        assert stack_geometry(self.stack(sizes), sidecar)[::2] == (axis, sizes[axis])
+        assert ("reoriented" in capsys.readouterr().err) == (axis != 2)
+
+    def test_a_spacing_given_by_the_user_moves_the_slices(self):
+        affine = nib.affines.from_matvec(
+            nib.eulerangles.euler2mat(0.1, 0.2, 0.3) @ np.diag([-0.8, 0.8, 3.0]), [10, -20, 30]
+        )
+        stack = nib.Nifti1Image(np.zeros((40, 50, 12), np.float32), affine)
+        spaced = with_spacing(stack, 2, 3.3)
+        assert stack_geometry(spaced, {"SpacingBetweenSlices": 3.3, "SliceThickness": 3}) == pytest.approx((2, 3, 3.3))
+        np.testing.assert_allclose(spaced.affine[:, [0, 1, 3]], affine[:, [0, 1, 3]])
+        step = nib.affines.apply_affine(spaced.affine, [0, 0, 11]) - nib.affines.apply_affine(affine, [0, 0, 0])
+        np.testing.assert_allclose(step, affine[:3, 2] / 3.0 * 3.3 * 11)
+
+    @pytest.mark.parametrize(
+        ("stated", "used"), [("gaussian", "gaussian"), ("sinc", "box"), (None, "box"), ([], "box")]
+    )
+    def test_an_unknown_profile_is_told(self, stated, used, capsys):
+        assert stated_profile({"SliceProfile": stated}, self.stack()) == used
+        assert ("WARNING" in capsys.readouterr().err) == (stated != used)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from func.slices.geometry import (
     slice_matrix,
     slices_last,
     stack_geometry,
+    stated_profile,
     upsample,
     upsampling_matrix,
 )
@@ -179,7 +180,7 @@ def reconstruct_raw(
     check_same_head(registration, t1, t2)
     registered = time.perf_counter()
 
-    shape, affine, geometry = _working_grid(t2, axis, thickness, spacing, str(sidecar.get("SliceProfile", "box")))
+    shape, affine, geometry = _working_grid(t2, axis, thickness, spacing, stated_profile(sidecar, t2))
     slice_shape = (*shape[:2], geometry.count)
     slice_affine = geometry.affine_in(affine)
     slices = resample(_smoothed_in_plane(t2, axis), slice_shape, slice_affine)

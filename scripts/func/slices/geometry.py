@@ -8,6 +8,7 @@ along that axis, and positions are voxel indices (the centre of the first plane 
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,11 +17,15 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage, special
 
-from func.errors import BabyAIError
-from func.scans.nifti import name_of
+from func.errors import BabyAIError, warn
+from func.scans.nifti import image_of, name_of
 
 PROFILES = ("box", "gaussian", "point")
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
+
+_SAME_LENGTH = 0.05  # relative difference of a length in a sidecar and in a header that may be rounding
+# Thickness over spacing: gaps reach four thicknesses, and scanners interpolate slices to an eighth of their thickness.
+_PLAUSIBLE_THICKNESS = (0.2, 8.0)
 
 
 @dataclass(frozen=True)
@@ -75,28 +80,27 @@ class SliceGeometry:
 
     @classmethod
     def from_sidecar(cls, sidecar: dict, image: nib.Nifti1Image) -> SliceGeometry | None:
-        """The geometry that the BIDS sidecar of an up-sampled scan states, or None where it does not state it all.
+        """The geometry that the BIDS sidecar of an up-sampled scan states.
 
-        Raises:
-            BabyAIError: the stated values contradict each other or the image.
+        Returns:
+            None where the sidecar does not state it all, or (with a warning) states what cannot be.
         """
         keys = ("SliceThickness", "SpacingBetweenSlices", "SliceEncodingDirection", "FirstSliceCenter")
         if any(key not in sidecar for key in keys):
             return None
-        axis = _slice_axis(sidecar["SliceEncodingDirection"], image)
-        try:
-            thickness, spacing, first = (float(sidecar[key]) for key in (keys[0], keys[1], keys[3]))
-        except (TypeError, ValueError):
-            raise BabyAIError("The sidecar's slice thickness, spacing or first centre is not a number.") from None
+        axis = _stated_axis(sidecar, image)
+        thickness, spacing = (_stated_length(sidecar, key, image) for key in keys[:2])
+        if axis is None or thickness is None or spacing is None:
+            return None
         voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
-        length = image.shape[axis]
-        if not (0 < thickness <= voxel * length and 0 < spacing <= voxel * length and 0 <= first < length):
-            raise BabyAIError(
-                f"The sidecar states slices {thickness:g} mm thick, {spacing:g} mm apart, the first at voxel "
-                f"{first:g}, which does not fit {length} planes of {voxel:g} mm."
+        length, first = image.shape[axis], _number(sidecar["FirstSliceCenter"])
+        if not (spacing <= voxel * length and 0 <= first <= length - 0.5 - thickness / voxel / 2):
+            warn(
+                f"The sidecar of {name_of(image)} states slices {thickness:g} mm thick, {spacing:g} mm apart, the "
+                f"first at voxel {first:g}, which does not fit {length} planes of {voxel:g} mm; it is not used."
             )
-        profile = str(sidecar.get("SliceProfile", "box"))
-        return cls.fitting(axis, length, thickness / voxel, spacing / voxel, first, profile)
+            return None
+        return cls.fitting(axis, length, thickness / voxel, spacing / voxel, first, stated_profile(sidecar, image))
 
     def to_sidecar(self, voxel_size: float) -> dict:
         """BIDS sidecar entries; ``voxel_size`` is the size of the grid's voxels along the axis, in mm."""
@@ -131,31 +135,102 @@ def slices_last(axis: int) -> list[int]:
 
 
 def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, float]:
-    """Slice axis, thickness (mm) and spacing (mm) of a raw stack, from its sidecar and header.
+    """Slice axis, thickness (mm) and spacing (mm) of a raw stack, from its header and sidecar.
 
-    Raises:
-        BabyAIError: the sidecar contradicts the header, or is no number.
+    Where the slices lie is the header's alone to say. The sidecar adds which axis they are stacked along and how thick
+    they are. What it says against the header, or in no usable form, is left out with a warning.
     """
     sizes = nib.affines.voxel_sizes(t2.affine)
-    axis = _slice_axis(sidecar.get("SliceEncodingDirection", "ijk"[int(np.argmax(sizes))]), t2)
-    try:
-        spacing = float(sidecar.get("SpacingBetweenSlices", sizes[axis]))
-        thickness = float(sidecar.get("SliceThickness", spacing))
-    except (TypeError, ValueError):
-        raise BabyAIError(f"SliceThickness or SpacingBetweenSlices of {name_of(t2)} is not a number.") from None
-    if abs(spacing / sizes[axis] - 1) > 0.05 or not 0.2 * spacing <= thickness <= 2 * spacing:
-        raise BabyAIError(
-            f"The sidecar of {name_of(t2)} states slices {thickness:g} mm thick and {spacing:g} mm apart, its header "
-            f"{sizes[axis]:.4g} mm apart; correct the sidecar, or give --thickness and --spacing."
+    stated_spacing = _stated_length(sidecar, "SpacingBetweenSlices", t2)
+    thickness = _stated_length(sidecar, "SliceThickness", t2)
+    axis = _slice_axis(sidecar, t2, sizes, stated_spacing or thickness)
+    spacing = float(sizes[axis])
+    if stated_spacing and abs(stated_spacing / spacing - 1) > _SAME_LENGTH:
+        warn(
+            f"SpacingBetweenSlices of {name_of(t2)} is stated as {stated_spacing:g} mm, but by its header the slices "
+            f"lie {spacing:.4g} mm apart; the header is used."
         )
-    return axis, thickness, float(sizes[axis])
+    low, high = (bound * spacing for bound in _PLAUSIBLE_THICKNESS)
+    if thickness and not low <= thickness <= high:
+        warn(
+            f"SliceThickness of {name_of(t2)} is stated as {thickness:g} mm, which slices {spacing:.4g} mm apart can "
+            f"hardly have; {spacing:.4g} mm is used (give another with --thickness)."
+        )
+        thickness = None
+    return axis, thickness or spacing, spacing
 
 
-def _slice_axis(direction: object, image: nib.Nifti1Image) -> int:
+def with_spacing(image: nib.Nifti1Image, axis: int, spacing: float) -> nib.Nifti1Image:
+    """The same stack with its slices ``spacing`` mm apart along ``axis``, the first where it was.
+
+    For a header that is wrong, as where a converter took the slice thickness for the spacing.
+    """
+    steps = np.ones(3)
+    steps[axis] = spacing / nib.affines.voxel_sizes(image.affine)[axis]
+    spaced = image_of(image.dataobj, image.affine @ np.diag([*steps, 1]), image)
+    spaced.file_map["image"].filename = image.get_filename()
+    return spaced
+
+
+def stated_profile(sidecar: dict, image: nib.Nifti1Image) -> str:
+    """The slice profile that a sidecar states (``SliceProfile``, which is no BIDS key); a box where it states none."""
+    profile = sidecar.get("SliceProfile", "box")
+    if profile in PROFILES:
+        return profile
+    warn(f"SliceProfile of {name_of(image)} is {_shown(profile)}, not one of {', '.join(PROFILES)}; a box is used.")
+    return "box"
+
+
+def _slice_axis(sidecar: dict, image: nib.Nifti1Image, sizes: np.ndarray, length: float | None) -> int:
+    """The stated slice axis, unless another is clearly the thick one; ``length`` is a stated spacing or thickness."""
+    thickest = int(np.argmax(sizes))
+    stated = _stated_axis(sidecar, image)
+    if stated is None or sizes[thickest] <= 1.2 * sizes[stated]:
+        return thickest if stated is None else stated
+    if length and abs(length / sizes[stated] - 1) <= _SAME_LENGTH:
+        return stated
+    warn(
+        f"SliceEncodingDirection of {name_of(image)} is {'ijk'[stated]}, but its voxels are longest along "
+        f"{'ijk'[thickest]} ({sizes[thickest]:.4g} mm, not {sizes[stated]:.4g}): the scan was probably reoriented and "
+        f"its sidecar was not; {'ijk'[thickest]} is used."
+    )
+    return thickest
+
+
+def _stated_axis(sidecar: dict, image: nib.Nifti1Image) -> int | None:
     """The array axis that BIDS calls i, j or k; a minus, for slices counted from the far end, makes no difference."""
-    if (letter := str(direction).rstrip("-")) not in ("i", "j", "k"):
-        raise BabyAIError(f"SliceEncodingDirection of {name_of(image)} is '{direction}'; it must be i, j or k.")
-    return "ijk".index(letter)
+    if "SliceEncodingDirection" not in sidecar:
+        return None
+    direction = sidecar["SliceEncodingDirection"]
+    if direction in ("i", "j", "k", "i-", "j-", "k-"):
+        return "ijk".index(direction[0])
+    warn(f"SliceEncodingDirection of {name_of(image)} is {_shown(direction)}, not i, j or k; it is not used.")
+    return None
+
+
+def _stated_length(sidecar: dict, key: str, image: nib.Nifti1Image) -> float | None:
+    """A length in mm that a sidecar states, whatever its sign (DICOM has negative spacings); None where it does not."""
+    if key not in sidecar:
+        return None
+    length = abs(_number(sidecar[key]))
+    if 0 < length < math.inf:
+        return length
+    warn(f"{key} of {name_of(image)} is {_shown(sidecar[key])}, not a length in mm; it is not used.")
+    return None
+
+
+def _number(value: object) -> float:
+    """A sidecar's value as a number, also where it was written as text; NaN for all else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _shown(value: object) -> str:
+    """A sidecar's value as it stands in the file, cut short."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 @lru_cache(maxsize=64)
