@@ -53,10 +53,12 @@ from func.dataset import (
     validation_cases,
 )
 from func.errors import BabyAIError
+from func.networks.devices import choose_device
 from func.networks.published import kind_and_size, prune, pruned
 from func.networks.weights import FOLDED, RECIPES, Weights, build_network, load_weights, save_weights
-from func.reconstruction.reconstruct import choose_device, reconstruct
+from func.reconstruction.reconstructor import Reconstructor
 from func.reports.scores import score_brain
+from func.scans.case import Case as Scans
 from func.training.monitoring import Board, Recent, told
 from func.training.optimizers import KernelMuon, RunningMean
 from func.training.processes import Processes, Stop, Stopped, ignore_signals, process_group, stop_signals
@@ -535,12 +537,12 @@ def validate(job: Job, network: nn.Module, part: str, step: int, board: Board | 
             losses = LOSSES[settings["recipe"]](output.float(), batch)
             sums["loss"] += losses.sum().item()
             sums["samples"] += len(losses)
-    weights = Weights(settings["recipe"], network)
+    reconstructor = Reconstructor(Weights(settings["recipe"], network), str(job.device), job.precision)
     cases = validation_cases(data.subjects[part][:VALIDATION_SUBJECTS], VALIDATION_SCANS)
     for number, case in enumerate(islice(cases, processes.rank, None, processes.count)):
         if stop.signal:
             break
-        result = reconstruct(case.t1, case.t2, weights, case.geometry, str(job.device), job.precision).image
+        result = reconstructor.reconstruct(Scans(case.t1, case.t2, case.geometry.to_sidecar(1.0))).image
         for prefix, image in (("", result), ("cubic_", case.t2)):
             scores = score_brain(case.truth, np.asarray(image.dataobj), case.mask)
             sums[f"{prefix}psnr"] += scores.psnr

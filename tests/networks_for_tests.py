@@ -1,8 +1,12 @@
-"""Networks that tests reconstruct with."""
+"""Networks that tests reconstruct with, and a reconstruction in one call."""
 
 from types import SimpleNamespace
 
+import nibabel as nib
 import torch
+
+from func.reconstruction.reconstructor import Reconstructor
+from func.scans.case import Case
 
 
 class Unchanged(torch.nn.Module):
@@ -14,4 +18,11 @@ class Unchanged(torch.nn.Module):
 
 def weights_of(network):
     """What ``load_weights`` would give for a file that held this network."""
-    return SimpleNamespace(recipe="compact", network=network.eval())
+    return SimpleNamespace(recipe="compact", network=network.eval(), sha256="0" * 64)
+
+
+def reconstruct(t1, t2, weights, geometry=None, sidecar=None, space=None, **settings):
+    """The reconstruction of one case whose sidecar states a slice geometry; settings are the Reconstructor's."""
+    if geometry:
+        sidecar = geometry.to_sidecar(float(nib.affines.voxel_sizes(t2.affine)[geometry.axis]))
+    return Reconstructor(weights, **settings).reconstruct(Case(t1, t2, sidecar or {}), space)

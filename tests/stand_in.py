@@ -6,6 +6,7 @@ At WHERE (reading, computing, writing) of the scan NAME the process kills itself
 "computing" and wait for a signal instead; `removing` deletes the output folder in mid-run; `nowhere` does none of it.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -35,26 +36,32 @@ def write_subject(folder: Path, label: str, seed: int = 0, acq: str = "") -> Pat
     return t2
 
 
-def doubled(t1, t2, weights=None, geometry=None, progress=None, **_):
-    """What `func.reconstruction.reconstruct.reconstruct` gives back, with the T2w doubled for a reconstruction."""
-    if progress:
-        progress(1, 1)
-    return SimpleNamespace(image=nifti.image_of(2 * t2.get_fdata(dtype=np.float32), t2.affine, t2), report={})
+def doubled(case, space):
+    """What `Reconstructor.reconstruct` gives back, with the T2w doubled for a reconstruction."""
+    image = nifti.image_of(2 * nifti.array_of(case.t2), case.t2.affine, case.t2)
+    return SimpleNamespace(image=image, report={}, residual=None, uncertainty=None)
 
 
 def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
     """Modules to put into `sys.modules`, so that neither torch nor weights are needed."""
-    reconstruction, network, acquisition = (
-        ModuleType(f"func.{name}") for name in ("reconstruction.reconstruct", "networks.weights", "slices.geometry")
-    )
-    reconstruction.reconstruct = reconstruction.reconstruct_raw = reconstruct
-    reconstruction.choose_device = lambda device, precision: (device, precision)
-    network.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
-    acquisition.SliceGeometry = SimpleNamespace(from_sidecar=lambda sidecar, image: None)
-    quality, report = ModuleType("func.reports.quality"), ModuleType("func.reports.page")
+
+    class Reconstructor:
+        def __init__(self, weights, device, precision, uncertainty, progress):
+            self._progress = progress
+
+        def reconstruct(self, case, space=None):
+            self._progress(1, 1)
+            return reconstruct(case, space)
+
+    names = ("networks.devices", "networks.weights", "reconstruction.reconstructor", "reports.quality", "reports.page")
+    modules = {f"func.{name}": ModuleType(f"func.{name}") for name in names}
+    devices, weights, reconstruction, quality, page = modules.values()
+    devices.report_out_of_memory = contextlib.nullcontext
+    weights.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
+    reconstruction.Reconstructor, reconstruction.Reconstruction = Reconstructor, SimpleNamespace
     quality.quality_of, quality.is_stripped = lambda t1, t2, report: ({}, []), lambda image: True
-    report.Reporter = lambda *_: None
-    return {module.__name__: module for module in (reconstruction, network, acquisition, quality, report)}
+    page.Reporter = lambda *_: None
+    return modules
 
 
 def kill() -> None:
@@ -77,8 +84,8 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
             os.truncate(path, path.stat().st_size // 2)
             kill()
 
-    def reconstruct(t1, t2, *rest, **settings):
-        if name in t2.get_filename():
+    def reconstruct(case, space):
+        if name in case.t2.get_filename():
             if where == "computing":
                 kill()
             elif where == "waiting":
@@ -87,7 +94,7 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
                     time.sleep(0.05)
             elif where == "removing":
                 shutil.rmtree(arguments[arguments.index("--output-dir") + 1], ignore_errors=True)
-        return doubled(t1, t2, *rest, **settings)
+        return doubled(case, space)
 
     if where == "reading":
         nifti._read_data = read_and_die

@@ -18,12 +18,12 @@ import torch
 
 import training
 from func.networks.weights import build_network, load_weights
-from func.reconstruction.reconstruct import reconstruct
 from func.scans.nifti import read_volume
 from func.training import runs
 from func.training.augmentation import random_shapes
 from func.training.optimizers import KernelMuon, RunningMean
 from func.training.processes import Processes, first_host, processes_of
+from networks_for_tests import reconstruct
 
 SCRIPTS = Path(training.__file__).parent
 NETWORKS = {

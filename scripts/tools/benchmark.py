@@ -34,10 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from func.commands import script_parser
 from func.errors import BabyAIError
-from func.networks.patches import BATCH_SIZE, computing, count_patches, has_fast_bfloat16, run_patches
+from func.networks.devices import choose_device, computing, has_fast_bfloat16
+from func.networks.patches import BATCH_SIZE, count_patches, run_patches
 from func.networks.weights import build_network, load_weights, save_folded
 from func.phantom import infant_brain
-from func.reconstruction.reconstruct import choose_device, reconstruct
+from func.reconstruction.reconstructor import Reconstructor
+from func.scans.case import Case
 from func.scans.hub import find_weights
 from func.scans.intensity import published_normalise
 from func.scans.nifti import check_atlas_grid, check_same_grid, image_of, read_volume, save_result, to_ras
@@ -296,7 +298,7 @@ def run_process(command: list) -> tuple[float, int]:
 
 def growth(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device) -> str:
     """How the bundled network's time grows with the volume: cubes from the middle of the head."""
-    weights = load_weights(find_weights("bundled"))
+    reconstructor = Reconstructor(load_weights(find_weights("bundled")), str(device))
     geometry = SliceGeometry.fitting(2, t2.shape[2], THICKNESS)
     rows = {}
     for size in SIZES:
@@ -304,9 +306,8 @@ def growth(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device) -> st
         cube = tuple(slice(at, at + size) for at in corner)
         small_t1, small_t2 = t1.slicer[cube], t2.slicer[cube]
         inside = replace(geometry, count=small_t2.shape[2] // int(THICKNESS))
-        seconds, _ = fastest(
-            lambda a=small_t1, b=small_t2, g=inside: reconstruct(a, b, weights, g, str(device)), device
-        )
+        case = Case(small_t1, small_t2, inside.to_sidecar(1.0))
+        seconds, _ = fastest(lambda case=case: reconstructor.reconstruct(case), device)
         voxels = np.prod(small_t2.shape)
         rows["×".join(map(str, small_t2.shape))] = [f"{seconds:.2f}", f"{1e6 * seconds / voxels:.2f}"]
     return "### Time and voxels, bundled weights\n\n" + table(["voxels", "s", "µs a voxel"], rows)

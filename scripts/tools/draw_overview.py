@@ -20,8 +20,9 @@ from func.errors import BabyAIError
 from func.networks.guidance import suggested_detail
 from func.networks.weights import load_weights
 from func.phantom import infant_brain
-from func.reconstruction.reconstruct import reconstruct
+from func.reconstruction.reconstructor import Reconstructor
 from func.reports.scores import score_brain
+from func.scans.case import Case
 from func.scans.files import atomic
 from func.scans.hub import find_weights
 from func.scans.intensity import zero_based_scale
@@ -93,7 +94,8 @@ def run_pipeline(weights_name: str) -> Stages:
     geometry = SliceGeometry.fitting(axis=2, length=truth.shape[2], thickness=THICKNESS)
     slices = acquire(truth, geometry)
     cubic = upsample(slices, geometry, truth.shape[2])
-    result = reconstruct(phantom.t1, image_of(cubic, phantom.t2.affine), weights, geometry=geometry).image
+    case = Case(phantom.t1, image_of(cubic, phantom.t2.affine), geometry.to_sidecar(1.0))
+    result = Reconstructor(weights).reconstruct(case).image
     result = np.asarray(result.dataobj)
     gain = score_brain(truth, result).psnr - score_brain(truth, cubic).psnr
     t1_scale, t2_scale = zero_based_scale(t1), zero_based_scale(truth)

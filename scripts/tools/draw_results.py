@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from func.errors import BabyAIError
 from func.networks.weights import load_weights
 from func.phantom import infant_brain
-from func.reconstruction.reconstruct import reconstruct
+from func.reconstruction.reconstructor import Reconstructor
 from func.reports.scores import score_brain
+from func.scans.case import Case
 from func.scans.files import atomic
 from func.scans.hub import find_weights
 from func.scans.nifti import image_of
-from func.slices.geometry import SliceGeometry, acquire, upsample
+from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, upsample
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,6 @@ INFANTS = (
     Infant("6 months", 6, 2, "coronal", (0, 98), (50, 104)),
     Infant("24 months", 24, 3, "sagittal", (2, 93), (86, 148)),
 )
-AXIS_OF = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,11 @@ def run_pipeline(infant: Infant, weights) -> Drawn:
     """Scan one infant with thick slices, reconstruct it, and cut out what is drawn."""
     phantom = infant_brain(age_months=infant.age_months, seed=infant.seed)
     truth = np.asarray(phantom.t2.dataobj)
-    axis = AXIS_OF[infant.direction]
+    axis = AXIS_ACROSS[infant.direction]
     geometry = SliceGeometry.fitting(axis=axis, length=truth.shape[axis], thickness=THICKNESS)
     cubic = upsample(acquire(truth, geometry), geometry, truth.shape[axis])
-    result = reconstruct(phantom.t1, image_of(cubic, phantom.t2.affine), weights, geometry=geometry).image
+    case = Case(phantom.t1, image_of(cubic, phantom.t2.affine), geometry.to_sidecar(1.0))
+    result = Reconstructor(weights).reconstruct(case).image
     volumes = {"input, cubic interpolation": cubic, "reconstruction": np.asarray(result.dataobj), "truth": truth}
     return Drawn(
         infant,

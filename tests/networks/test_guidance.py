@@ -6,11 +6,10 @@ import pytest
 from scipy import ndimage
 
 from func.networks.guidance import likelier_profile, suggested_detail, t1_offset
-from func.reconstruction.reconstruct import reconstruct
 from func.reports.quality import quality_of
 from func.reports.scores import brain_mask, score_brain
 from func.slices.geometry import SliceGeometry, acquire, upsample
-from networks_for_tests import Unchanged, weights_of
+from networks_for_tests import Unchanged, reconstruct, weights_of
 
 
 @pytest.fixture(scope="module")

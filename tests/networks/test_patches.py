@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from func.networks import patches
-from func.networks.patches import computing, count_patches, run_patches, tile_axis
+from func.networks.devices import computing
+from func.networks.patches import count_patches, run_patches, tile_axis
 
 PATCH, STRIDE = (8, 8, 8), (4, 4, 4)
 

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from func.errors import BabyAIError
+from func.networks.devices import choose_device
 from func.networks.guidance import CHANNELS, network_inputs
 from func.networks.weights import build_network
 from func.phantom import infant_brain
-from func.reconstruction import reconstruct as reconstruction
-from func.reconstruction.reconstruct import choose_device, damping_for, noise_of, reconstruct, reconstruct_raw, t1_frame
+from func.reconstruction import working_grid
+from func.reconstruction.consistency import damping_for, noise_of
+from func.reconstruction.reconstructor import Reconstructor
+from func.reconstruction.working_grid import t1_frame
+from func.scans.registration import Registration
 from func.slices.geometry import SliceGeometry, acquire, upsample
-from networks_for_tests import Unchanged, weights_of
+from networks_for_tests import Unchanged, reconstruct, weights_of
 
 SHAPE = (56, 64, 56)
 AFFINE = nib.affines.from_matvec(np.eye(3) * 1.0, [-28, -40, -20])
@@ -102,7 +106,9 @@ def test_a_plausible_thickness_goes_with_the_recovered_spacing(head, stated, tak
     array = np.asarray(t2.dataobj)
     gapped = SliceGeometry.fitting(2, SHAPE[2], 3.0, 4.0)
     low = nib.Nifti1Image(upsample(acquire(array, gapped), gapped, SHAPE[2]), AFFINE)
-    found = reconstruct(t1, low, weights_of(Unchanged()), thickness=stated).report["SliceGeometry"]
+    found = reconstruct(t1, low, weights_of(Unchanged()), sidecar={"SliceThickness": stated} if stated else {}).report[
+        "SliceGeometry"
+    ]
     assert found["SliceThickness"] == pytest.approx(taken, abs=0.01)
     assert found["SpacingBetweenSlices"] == pytest.approx(4, abs=0.01)
 
@@ -133,15 +139,14 @@ def test_without_geometry_the_network_is_on_its_own(head, network):
     assert result.residual is None and result.report["Checks"] == {}
 
 
-def test_seams_are_invisible(head, network, monkeypatch):
+def test_seams_are_invisible(head, network):
     """Windows that begin elsewhere change the result by less than half a per cent of the intensity range."""
     t1, low = head[0], thick(head[1])[0]
     inputs = network_inputs(*(np.asarray(image.dataobj) / 1000 for image in (t1, low)))
-    results = []
-    for window, overlap in ((56, 40), (48, 32)):
-        monkeypatch.setattr(reconstruction, "_WINDOW", window)
-        monkeypatch.setattr(reconstruction, "_OVERLAP", overlap)
-        results.append(reconstruction._run_compact(network, inputs, torch.device("cpu"), "float32", None))
+    windows = ({"window": 56, "overlap": 40}, {"window": 48, "overlap": 32})
+    results = [
+        Reconstructor(weights_of(network), "cpu", "float32", **settings).propose(inputs)[0] for settings in windows
+    ]
     assert np.abs(results[0] - results[1]).max() < 0.005 * np.ptp(results[0])
 
 
@@ -207,10 +212,8 @@ class TestRawMode:
     @pytest.fixture
     def without_registration(self, monkeypatch):
         """Scans that did not move: registration has its own tests."""
-        from func.scans import registration
-
-        still = registration.Registration(np.eye(4), 0.5, 1.0)
-        monkeypatch.setattr(registration, "register_rigid", lambda *args, **kwargs: still)
+        still = Registration(np.eye(4), 0.5, 1.0)
+        monkeypatch.setattr(working_grid, "register_rigid", lambda *args, **kwargs: still)
 
     @pytest.mark.parametrize("left_handed", [False, True])
     @pytest.mark.parametrize("axis", [0, 2])
@@ -226,7 +229,7 @@ class TestRawMode:
         center = nib.affines.apply_affine(AFFINE, (np.array(SHAPE) - 1) / 2)
         oblique[:3, 3] = center - oblique[:3, :3] @ ((shape - 1) / 2)
         blobs = _stack_of_blobs(points, oblique, shape, axis)
-        result = reconstruct_raw(t1, nib.Nifti1Image(blobs, oblique), weights_of(Unchanged()), {})
+        result = reconstruct(t1, nib.Nifti1Image(blobs, oblique), weights_of(Unchanged()), space="1mm")
         assert result.image.shape == SHAPE
         np.testing.assert_allclose(result.image.affine, AFFINE)
         found = np.asarray(result.image.dataobj)
@@ -243,7 +246,7 @@ class TestRawMode:
         geometry = SliceGeometry.fitting(2, SHAPE[2], 4)
         off = nib.affines.from_matvec(np.eye(3), [1.4, 0, -1])
         stack = nib.Nifti1Image(acquire(np.asarray(t2.dataobj), geometry), off @ geometry.affine_in(AFFINE))
-        result = reconstruct_raw(t1, stack, weights_of(Unchanged()))
+        result = reconstruct(t1, stack, weights_of(Unchanged()), space="1mm")
         np.testing.assert_allclose(result.report["Registration"]["T1wToT2w"], off, atol=0.3)
         assert result.report["Checks"]["T1wOffset"] < 0.5
 
@@ -259,7 +262,7 @@ class TestRawMode:
 
     def test_published_weights_are_refused(self, head):
         with pytest.raises(BabyAIError, match="atlas grid"):
-            reconstruct_raw(*head, SimpleNamespace(recipe="babyai"))
+            reconstruct(*head, SimpleNamespace(recipe="babyai", network=Unchanged()), space="1mm")
 
 
 def test_unknown_devices_are_refused():

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import inference
+from func.networks import weights as networks
 from func.networks.weights import load_weights
-from func.reconstruction.reconstruct import reconstruct
 from func.reports.scores import brain_mask
 from func.scans.bids import find_pairs
 from func.scans.nifti import image_of, read_volume
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry, acquire, upsample
+from networks_for_tests import reconstruct, weights_of
 
 
 class Lopsided(torch.nn.Module):
@@ -78,9 +79,8 @@ def test_the_command_line_writes_it_beside_the_result(small_head, tmp_path, monk
     data.mkdir()
     nib.save(t2, data / "sub-01_T2w.nii.gz")
     nib.save(small_head.t1, data / "sub-01_T1w.nii.gz")
-    monkeypatch.setattr(inference, "load", lambda arguments: SimpleNamespace(
-        recipe="compact", network=Lopsided(), sha256=""
-    ))  # fmt: skip
+    monkeypatch.setattr(networks, "load_weights", lambda path: weights_of(Lopsided()))
+    monkeypatch.setattr(inference, "find_weights", lambda choice: choice)
     assert inference.main(["--data-dir", str(data), "--output-dir", str(data), "--uncertainty"]) == 0
     width = read_volume(data / "sub-01_desc-uncertainty_T2w.nii.gz")
     assert width.shape == t2.shape
@@ -111,8 +111,8 @@ def test_it_covers_real_errors(real_data):
     part = (slice(40, 136), slice(60, 156), slice(50, 114))
     t1, t2 = (image_of(np.asarray(image.dataobj)[part], image.affine) for image in (t1, t2))
     given, geometry = thick(t2, 2, 4)
-    weights = load_weights(inference.REPO_ROOT / "weights" / "compact.pth")
-    result = reconstruct(t1, given, weights, geometry, uncertainty=True)
+    bundled = load_weights(inference.REPO_ROOT / "weights" / "compact.pth")
+    result = reconstruct(t1, given, bundled, geometry, uncertainty=True)
     truth, estimate, width = (image.get_fdata() for image in (t2, result.image, result.uncertainty))
     inside = brain_mask(truth) & (width > 0)
     error = np.abs(truth - estimate)[inside]

@@ -61,9 +61,9 @@ def test_with_maps_of_uncertainty_too(tmp_path, monkeypatch):
     if VALIDATOR is None:
         pytest.skip("bids-validator-deno is not installed (pip install bids-validator-deno)")
 
-    def reconstruct(t1, t2, *rest, **settings):
-        result = stand_in.doubled(t1, t2, *rest, **settings)
-        result.uncertainty = t2
+    def reconstruct(case, space):
+        result = stand_in.doubled(case, space)
+        result.uncertainty = case.t2
         return result
 
     for name, module in stand_in.stand_in_modules(reconstruct).items():

@@ -10,13 +10,14 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import inference
-from func.reconstruction.reconstruct import reconstruct
+from func.networks import weights
 from func.reports.quality import quality_of
 from func.reports.scores import brain_mask, score_brain
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry
 from func.slices.oblique import find_oblique_stack
 from func.training.augmentation import tilted_stack
+from networks_for_tests import reconstruct
 
 
 class SuggestedDetail(torch.nn.Module):
@@ -94,7 +95,7 @@ def test_it_is_reconstructed_along_its_slices(scans):
     quality, _ = quality_of(t1_image, t2_image, result.report)
     assert quality["Obliqueness"] == pytest.approx(np.rad2deg(np.arccos(TURN[2, 2])), abs=0.2)
     assert quality["SliceThickness"] == pytest.approx(4, rel=2e-3)
-    stated = reconstruct(t1_image, t2_image, WEIGHTS, thickness=3.0).report["SliceGeometry"]
+    stated = reconstruct(t1_image, t2_image, WEIGHTS, sidecar={"SliceThickness": 3.0}).report["SliceGeometry"]
     assert stated["SliceThickness"] == 3 and stated["SpacingBetweenSlices"] == pytest.approx(4, rel=2e-3)
     # The residual lies where the slices do.
     seen = nib.affines.apply_affine(result.residual.affine, [[0, 0, 0], [0, 0, 1]])
@@ -106,7 +107,7 @@ def test_the_command_line_tells_of_it(scans, tmp_path, monkeypatch):
     volume, *_ = turned_stack(truth, 1, 3.0)
     for name, array in (("T1w", t1), ("T2w", volume)):
         nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / f"sub-01_{name}.nii.gz")
-    monkeypatch.setattr(inference, "load", lambda arguments: WEIGHTS)
+    monkeypatch.setattr(weights, "load_weights", lambda path: WEIGHTS)
     assert inference.main(["--data-dir", str(tmp_path), "--output-dir", str(tmp_path), "--uncertainty"]) == 0
     sidecar = read_sidecar(tmp_path / "sub-01_desc-isotropic_T2w.nii.gz")
     assert "oblique" in sidecar["SliceGeometry"]["Source"] and sidecar["Quality"]["Plane"] == "coronal"

@@ -16,6 +16,8 @@ from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, along, 
 
 CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
 
+LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
+
 _IN_PLANE_SIGMA = 2.5  # voxels
 _THROUGH_PLANE_SIGMA = 0.9  # slices
 _NOISE = 0.07  # of the T1w's range: contrast in the T1w below this suggests nothing

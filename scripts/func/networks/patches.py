@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from func.networks.devices import computing
 
 # Inputs lie between 0 and 1, where float32 tells numbers no closer than this apart. A cubic spline rings on for many
 # slices beyond the head, fainter each time: without this bound that ringing would fill most of the empty windows.
@@ -127,42 +127,6 @@ def _occupied(volume: Tensor, axes: Sequence[AxisTiling]) -> list[bool]:
         spans = [occupied.narrow(dim, start, len(axis.taper)).any(dim) for start in axis.starts]
         occupied = torch.stack(spans, dim)
     return occupied.flatten().tolist()
-
-
-@contextlib.contextmanager
-def computing(device: str | torch.device, precision: str = "float32") -> Iterator[None]:
-    """Compute in "float32" (IEEE, on GPUs too), in "bfloat16", or in whichever "auto" finds right for the device."""
-    device = torch.device(device)
-    if precision == "auto":
-        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    if precision == "bfloat16":
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-    elif precision == "float32":
-        # cuDNN would otherwise convolve in TF32, with 10 bits of mantissa.
-        operations = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-        before = [operation.fp32_precision for operation in operations]
-        for operation in operations:
-            operation.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            for operation, precision in zip(operations, before, strict=True):
-                operation.fp32_precision = precision
-    else:
-        raise ValueError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
-
-
-def has_fast_bfloat16(device: str | torch.device = "cpu") -> bool:
-    """Whether the device computes in bfloat16 natively; where it only emulates it, bfloat16 is slower than float32."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.exists() else ()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _outer(vectors: Iterable[Tensor]) -> Tensor:

@@ -12,7 +12,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from func.reconstruction.reconstruct import LARGEST_T1_OFFSET, noise_of
+from func.networks.guidance import LARGEST_T1_OFFSET
+from func.reconstruction.consistency import noise_of
 from func.scans.intensity import zero_based_scale
 from func.slices.geometry import SliceGeometry, acquire, measured_slices, slices_last
 from func.slices.recovery import recover_geometry

@@ -276,6 +276,11 @@ def save_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, like: n
         nib.save(image, temporary)
 
 
+def array_of(image: nib.Nifti1Image) -> np.ndarray:
+    """The voxels of an image as a float32 array, shape (I, J, K); not a copy where they are in memory as such."""
+    return np.asarray(image.dataobj, dtype=np.float32)
+
+
 def image_of(array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image | None = None) -> nib.Nifti1Image:
     """A float32 image in memory; ``like`` lends its header (orientation codes, units)."""
     array = np.asarray(array, dtype=np.float32)

@@ -20,6 +20,7 @@ from scipy import ndimage, special
 from func.errors import BabyAIError, warn
 from func.scans.nifti import image_of, name_of
 
+AXIS_ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the world axis, and that of an array in RAS order
 PROFILES = ("box", "gaussian", "point")
 FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 

@@ -11,6 +11,32 @@ from scipy.interpolate import BSpline
 
 from func.slices.geometry import SliceGeometry, along, upsample, upsampling_matrix
 
+RECOVERED = "recovered from the volume"  # where a slice geometry came from
+
+
+def explaining_geometry(volume: np.ndarray, stated: SliceGeometry | None) -> tuple[SliceGeometry | None, str]:
+    """The slice geometry behind an up-sampled volume, and where it comes from.
+
+    Args:
+        volume: shape (I, J, K).
+        stated: what its sidecar states, which counts only if it explains the volume; else the geometry is recovered.
+    """
+    if stated is not None and _misfit(volume, stated) < 0.05:
+        return stated, "sidecar"
+    recovered = recover_geometry(volume)
+    if recovered is not None:
+        return recovered, RECOVERED
+    return None, "unknown" if stated is None else "unknown (the sidecar's does not explain the volume)"
+
+
+def _misfit(volume: np.ndarray, geometry: SliceGeometry) -> float:
+    """What is left of the volume, relative to it, once it is reduced to slices and up-sampled again."""
+    length = volume.shape[geometry.axis]
+    matrix = upsampling_matrix(geometry, length)
+    rest = np.eye(length) - matrix @ np.linalg.pinv(matrix)
+    sample = np.moveaxis(volume, geometry.axis, 0).reshape(length, -1)[:, ::7]
+    return float(np.linalg.norm(along(rest, sample, 0)) / np.linalg.norm(sample))
+
 
 def recover_geometry(volume: np.ndarray, tolerance: float = 2e-3) -> SliceGeometry | None:
     """The axis, spacing and offset of the slices that a volume was cubic-spline up-sampled from.

@@ -1,0 +1,206 @@
+"""Reconstructs the isotropic T2w of a case, whatever its grid: one object, one path.
+
+A case is brought onto a working grid with its slices along the last axis; the network proposes a volume; the volume is
+made to agree with the measured slices; and it is put back where the user wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from func.errors import BabyAIError
+from func.networks.compact import MULTIPLE
+from func.networks.devices import choose_device
+from func.networks.guidance import network_inputs
+from func.networks.patches import count_patches, run_patches
+from func.networks.weights import Weights
+from func.reconstruction.consistency import HEAD, agree_with_slices
+from func.reconstruction.head import MARGIN, Head
+from func.reconstruction.uncertainty import half_width
+from func.reconstruction.working_grid import working_case
+from func.scans.case import Case
+from func.scans.head import box_around
+from func.scans.intensity import published_normalise, scale_of
+from func.scans.nifti import array_of, from_ras, image_of, to_ras
+from func.slices.geometry import make_consistent
+from func.stopwatch import Stopwatch
+
+Progress = Callable[[int, int], object]
+_MIRRORS = ((), (2,), (0,), (1,))  # axes along which the network sees a case mirrored, a run each; the slices' last
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One reconstructed T2w.
+
+    Attributes:
+        image: float32, in the T2w's own intensities.
+        report: what was done and found (plain values, for the JSON sidecar).
+        residual: measured slices minus those of the result, on the slices' own grid; None without slice geometry.
+        uncertainty: where asked for, the half-width of the interval around each voxel that held nine in ten of the
+            true values in infants the bundled weights had not seen.
+    """
+
+    image: nib.Nifti1Image
+    report: dict
+    residual: nib.Nifti1Image | None = None
+    uncertainty: nib.Nifti1Image | None = None
+
+
+class Reconstructor:
+    """Reconstructs cases with one network, on one device, in one precision.
+
+    Args:
+        weights: of any recipe; ``babyai`` runs the published procedure and nothing else.
+        device: ``auto``, or as torch names it.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+        uncertainty: also estimate where not to trust the result, from four runs of the network instead of one or two,
+            whose mean the result then is.
+        progress: called with (windows done, windows in all).
+        window: the network takes up to this many voxels along an axis at once; larger volumes are cut.
+        overlap: of neighbouring windows, in voxels.
+
+    Raises:
+        BabyAIError: the device is not there, or there is no uncertainty for these weights.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        device: str = "auto",
+        precision: str = "auto",
+        uncertainty: bool = False,
+        progress: Progress | None = None,
+        window: int = 192,
+        overlap: int = 48,
+    ) -> None:
+        self.weights = weights
+        if weights.recipe == "babyai":
+            if uncertainty:
+                raise BabyAIError("The uncertainty was calibrated for the compact network; leave out --uncertainty.")
+            # The published procedure exactly, unless rounding is asked for.
+            precision = "float32" if precision == "auto" else precision
+        self.device, self.precision = choose_device(device, precision)
+        self.network = weights.network.to(self.device)
+        self.uncertainty, self.progress = uncertainty, progress or (lambda done, total: None)
+        self.window, self.overlap = window, overlap
+
+    @property
+    def runs(self) -> int:
+        """How often the network runs: once in float32, twice in bfloat16, where it is fast, 4 times for the map."""
+        return len(_MIRRORS) if self.uncertainty else 2 if self.precision == "bfloat16" else 1
+
+    def reconstruct(self, case: Case, space: str | None = None) -> Reconstruction:
+        """Reconstruct the isotropic T2w of a case.
+
+        Args:
+            case: scans on one grid of 1 mm voxels, in any orientation, where ``space`` is None; or else as acquired.
+            space: the grid of the result of scans as acquired: ``1mm`` for the T1w's frame at 1 mm, ``t1`` for the
+                T1w's own grid.
+
+        Raises:
+            BabyAIError: the sidecar contradicts the header, the two scans do not show one head, they hold nothing to
+                scale intensities by, or the weights are not for such scans.
+        """
+        if self.weights.recipe == "babyai":
+            return self._reconstruct_as_published(case, space)
+        stopwatch = Stopwatch()
+        working = working_case(case, space)
+        stopwatch.lap("WorkingGrid")
+        head = Head.of(working)
+        inputs = network_inputs(head.t1, head.t2, head.slices, head.geometry)
+        stopwatch.lap("Preparation")
+        estimates = self.propose(inputs)
+        stopwatch.lap("Network")
+        volume, residual, checks, damping = estimates.mean(axis=0), None, {}, 0.0
+        if head.geometry:
+            volume, agreement = agree_with_slices(volume, head.t2, head.slices, head.geometry)
+            damping = agreement.damping
+            checks = {"T1wOffset": head.t1_offset, **agreement.checks()}
+            residual = working.residual_image(head.difference(agreement.after, working.slices.shape))
+            stopwatch.lap("Consistency")
+        width = None
+        if self.uncertainty:
+            if head.geometry:
+                estimates = np.stack([make_consistent(one, head.slices, head.geometry, damping) for one in estimates])
+            width = working.put_map_back(head.difference(half_width(estimates, head.t2 > HEAD), working.t2.shape))
+            stopwatch.lap("Uncertainty")
+        image = working.put_back(head.volume(volume, working))
+        stopwatch.lap("Result")
+        report = {**working.report, "Checks": checks, "Seconds": stopwatch.seconds, "Computed": self._computed()}
+        return Reconstruction(image, report, residual, width)
+
+    def propose(self, inputs: np.ndarray) -> np.ndarray:
+        """What the compact network makes of a case as it is and seen in mirrors, mirrored back.
+
+        Each is as good a guess as the others, and their mean is better.
+
+        Args:
+            inputs: shape (7, X, Y, Z), see :func:`func.networks.guidance.network_inputs`.
+
+        Returns:
+            float32 array of shape (runs, X, Y, Z), in network units.
+        """
+        estimates = []
+        for run, mirror in enumerate(_MIRRORS[: self.runs]):
+            mirrored = np.ascontiguousarray(np.flip(inputs, [1 + axis for axis in mirror]))
+            estimates.append(np.flip(self._run(mirrored, run), mirror))
+        return np.stack(estimates)
+
+    def _run(self, inputs: np.ndarray, run: int) -> np.ndarray:
+        """The network on the planes that hold anything, in one window if it fits; elsewhere the T2w stays as it is."""
+        occupied = (np.abs(inputs[:2]) > 0.01).any(axis=(0, 1, 2))
+        (planes,) = box_around(occupied, MARGIN)
+        part = torch.from_numpy(np.ascontiguousarray(inputs[..., planes]))
+        patch = [min(-(-n // MULTIPLE) * MULTIPLE, self.window) for n in part.shape[1:]]
+        stride = [self.window - self.overlap] * 3
+        total = count_patches(part.shape[1:], patch, stride, "smooth")
+        progress = self._counting(run * total, self.runs * total)
+        result = inputs[1].copy()
+        result[..., planes] = run_patches(
+            self.network, part, patch, stride, 1, "smooth", self.precision, self.device, progress
+        )
+        return result
+
+    def _reconstruct_as_published(self, case: Case, space: str | None) -> Reconstruction:
+        """The published procedure: RAS, symmetric zero padding, p1/p99 with clipping, 32^3 patches, stride 16, mean."""
+        if space:
+            raise BabyAIError(
+                "The published weights need the atlas grid; run scripts/preprocessing.py, or --weights bundled."
+            )
+        stopwatch = Stopwatch()
+        arrays = [array_of(to_ras(image)) for image in (case.t1, case.t2)]
+        scale = scale_of(arrays[1])
+        inputs = torch.from_numpy(np.stack([published_normalise(array) for array in arrays]))
+        stopwatch.lap("Preparation")
+        progress = self._counting(0, count_patches(inputs.shape[1:]))
+        output = run_patches(
+            self.network, inputs, precision=self.precision, device=self.device, progress=progress
+        ).numpy()
+        stopwatch.lap("Network")
+        result = from_ras(scale.invert(output).astype(np.float32), case.t2)
+        report = {
+            "SliceGeometry": {"Source": "not used by the published procedure"},
+            "Checks": {},
+            "Seconds": stopwatch.seconds,
+            "Computed": {"Device": str(self.device), "Precision": self.precision},
+        }
+        return Reconstruction(image_of(result, case.t2.affine, case.t2), report)
+
+    def _counting(self, done: int, total: int) -> Callable[[int], None]:
+        """A callback for windows just done, from the one for (done, total)."""
+
+        def count(windows: int) -> None:
+            nonlocal done
+            done += windows
+            self.progress(done, total)
+
+        return count
+
+    def _computed(self) -> dict:
+        return {"Device": str(self.device), "Precision": self.precision, "NetworkRuns": self.runs}

@@ -1,0 +1,79 @@
+"""What is written for a result: the volume, its JSON sidecar, and the maps beside it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from func.reconstruction.reconstructor import Reconstruction
+from func.reconstruction.uncertainty import MEANING
+from func.reports.quality import is_stripped, quality_of
+from func.scans.bids import stem_of
+from func.scans.case import Case
+from func.scans.nifti import array_of, save_result
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
+
+
+def describe(case: Case, result: Reconstruction, sources: tuple[str, str], made_with: dict) -> dict:
+    """The JSON sidecar of a result: how good its input was, and all that is needed to make it again.
+
+    Args:
+        case, result: what was reconstructed, and what came of it.
+        sources: the T2w and the T1w as the sidecar should name them.
+        made_with: entries on the weights and the settings.
+    """
+    quality, warnings = quality_of(case.t1, case.t2, result.report)
+    return {
+        "Description": "Isotropic T2w scan reconstructed by BABY-AI",
+        "Sources": list(sources),
+        "SpatialReference": sources[1 if "Registration" in result.report else 0],
+        "SkullStripped": is_stripped(case.t2),
+        "Warnings": warnings,
+        "Quality": quality,
+        **made_with,
+        "Versions": versions(),
+        **result.report,
+    }
+
+
+def save(path: Path, result: Reconstruction, sidecar: dict, residual_map: Path | None = None) -> None:
+    """Write a result, its sidecar and the maps that were asked for.
+
+    Raises:
+        BabyAIError: something could not be written.
+    """
+    if result.uncertainty is not None:
+        sidecar["Uncertainty"] = _save_uncertainty(path, result, sidecar)
+    if residual_map:
+        save_result(residual_map, result.residual, {"Description": "Measured slices minus the result's slices"})
+    save_result(path, result.image, sidecar)
+
+
+def _save_uncertainty(path: Path, result: Reconstruction, sidecar: dict) -> dict:
+    """Write the uncertainty beside where the result goes; returns what the result's sidecar says of it."""
+    stem = stem_of(path)
+    renamed = stem.replace("desc-isotropic", "desc-uncertainty") if "desc-isotropic" in stem else f"{stem}_uncertainty"
+    beside = path.with_name(renamed + path.name.removeprefix(stem))
+    shared = {key: sidecar[key] for key in ("Sources", "SpatialReference", "SkullStripped")}
+    save_result(beside, result.uncertainty, {"Description": MEANING} | shared)
+    widths, brightness = (array_of(image) for image in (result.uncertainty, result.image))
+    median = float(np.median(widths[widths > 0]) / np.percentile(brightness[brightness > 0], 99))
+    return {"Map": beside.name, "MedianPercent": round(100 * median, 2)}
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of this repository, where git knows it, of Python and of the libraries that compute."""
+    describing = ["git", "-C", str(REPO_ROOT), "describe", "--always", "--dirty", "--tags"]
+    try:
+        own = subprocess.run(describing, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        own = ""
+    libraries = {name: version(name) for name in ("torch", "numpy", "scipy", "nibabel")}
+    return {"BABY-AI": own or "unknown", "python": platform.python_version()} | libraries
