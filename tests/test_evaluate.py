@@ -5,15 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 import evaluate
 import synthesize_anisotropic
-from func.reports.scores import score_brain
-from func.reports.tables import mean_and_interval
+from func.reports.ages import group_of, read_age_groups
+from func.reports.comparisons import find_truth
+from func.reports.scores import brain_mask, inner_brain, score_brain
+from func.reports.tables import table
 from func.scans.bids import find_pairs, result_path
+from func.scans.files import save_json
 from func.scans.nifti import read_volume, save_volume
+from func.scans.registration import resample
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +53,26 @@ def score(study: Path, output: Path, *arguments, results: Path | None = None) ->
     )
 
 
-def read_rows(output: Path) -> list[dict]:
-    with (output / "metrics.csv").open(newline="") as file:
+def read_rows(output: Path, name: str = "metrics.csv") -> list[dict]:
+    with (output / name).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_tables(lines: list[str]) -> dict[str, list[list[str]]]:
+    """The cells of every Markdown table, by the heading above it; the rows of several follow one another."""
+    tables: dict[str, list[list[str]]] = {}
+    for line in lines:
+        if line.startswith("#"):
+            rows = tables.setdefault(line.strip("# "), [])
+        elif line.startswith("|") and not line.startswith("|:"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return tables
 
 
 def test_every_scan_is_scored_beside_its_baseline(study, tmp_path, capsys):
     assert score(study, tmp_path, "--baseline-dir", study / "synthesised") == 0
     rows = read_rows(tmp_path)
-    assert len(rows) == 3 * 4 * 2 * 2
+    assert len(rows) == 3 * 4 * 2 * 3
     chosen = {
         row["method"]: row
         for row in rows
@@ -71,47 +88,77 @@ def test_every_scan_is_scored_beside_its_baseline(study, tmp_path, capsys):
     assert float(chosen["cubic"]["psnr"]) == pytest.approx(expected.psnr)
     assert float(chosen["cubic"]["ssim"]) == pytest.approx(expected.ssim)
     # Half the error is 6.02 dB.
-    assert float(chosen["BABY-AI"]["psnr"]) - float(chosen["cubic"]["psnr"]) == pytest.approx(6.02, abs=0.01)
+    assert float(chosen["BABY-AI"]["gain"]) == pytest.approx(6.02, abs=0.01) and chosen["cubic"]["gain"] == ""
     assert float(chosen["BABY-AI"]["nrmse"]) == pytest.approx(float(chosen["cubic"]["nrmse"]) / 2, rel=1e-3)
+    inner = {
+        row["method"]: float(row["psnr"])
+        for row in rows
+        if row["name"] == chosen["cubic"]["name"] and row["region"] == "inner"
+    }
+    expected = score_brain(truth, cubic, inner_brain(brain_mask(truth)))
+    assert inner["BABY-AI"] == pytest.approx(expected.psnr + 6.02, abs=0.01)
+    assert float(chosen["cubic"]["sharpness"]) < 0.2 < float(chosen["BABY-AI"]["sharpness"]) < 0.6
     assert (tmp_path / "boxplot.png").read_bytes().startswith(b"\x89PNG")
     captured = capsys.readouterr()
     assert "Summary: 12 evaluated, 0 failed." in captured.out
-    assert "All 12 scans gain over cubic inside the brain" in captured.out
+    assert "All 12 scans gain over cubic in the inner brain" in captured.out
+
+
+def test_the_inner_brain_comes_first_and_begins_where_it_is_told(study, tmp_path):
+    assert score(study, tmp_path, "--depth", 6) == 0
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    headings = [line for line in lines if line.startswith("## ")]
+    assert headings[:4] == ["## In short", "## Inner brain", "## Whole brain", "## Whole volume"]
+    truth, result = (
+        read_volume(study / path).get_fdata(dtype=np.float32)
+        for path in ("data/sub-01_T2w.nii.gz", "results/sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz")
+    )
+    expected = score_brain(truth, result, inner_brain(brain_mask(truth), depth=6))
+    rows = {(row["name"], row["region"]): row for row in read_rows(tmp_path)}
+    scored = rows["sub-01_acq-axial4mm_desc-isotropic_T2w", "inner"]
+    assert float(scored["psnr"]) == pytest.approx(expected.psnr)
 
 
 def test_the_summary_groups_by_thickness_direction_and_age(study, tmp_path):
     score(study, tmp_path, "--baseline-dir", study / "synthesised")
-    lines = (tmp_path / "summary.md").read_text().splitlines()
-    brain = lines[lines.index("## Inside the brain") : lines.index("## Whole volume")]
-    titles = [line.split(" | ")[0].removeprefix("| ") for line in brain if line.startswith("| ")][1:]
+    tables = read_tables((tmp_path / "summary.md").read_text().splitlines())
+    head, *rows = tables["Inner brain"]
+    titles = [row[0] for row in rows]
     assert titles[:5] == ["all", "2 mm", "4 mm", "axial", "sagittal"]
     assert titles[5:9] == ["2 mm axial", "2 mm sagittal", "4 mm axial", "4 mm sagittal"]
     assert titles[9:] == ["newborn", "6 to 11 months"]
-    everything = next(line for line in brain if line.startswith("| all"))
-    assert everything.startswith("| all | 12 | 3 | ") and everything.endswith("| 6.02 ± 0.00 |")
+    assert head[:5] == ["", "scans", "subjects", "PSNR (dB) cubic", "PSNR (dB) BABY-AI"]
+    assert rows[0][1:3] == ["12", "3"] and rows[0][-1] == "6.02 ± 0.00"
+    assert [row[1:3] for row in rows[-2:]] == [["4", "1"], ["4", "1"]]
+
+
+def test_tissues_agree_better_where_the_error_is_half(study, tmp_path):
+    score(study, tmp_path, "--baseline-dir", study / "synthesised")
+    rows = pd.DataFrame(read_rows(tmp_path, "tissues.csv")).astype({"dice": float, "volume_error": float})
+    assert len(rows) == 3 * 4 * 2 * 3
+    dice = rows.pivot(index=["name", "tissue"], columns="method", values="dice")
+    assert (dice["BABY-AI"] > dice["cubic"]).mean() > 0.9 and dice["cubic"].between(0.3, 1).all()
+    tables = read_tables((tmp_path / "summary.md").read_text().splitlines())
+    head, *tissues = tables["Tissues, inner brain"]
+    assert [row[0] for row in tissues] == ["dark", "medium", "bright"] and head[3] == "Dice cubic"
 
 
 def test_short_tables_for_a_readme(study, tmp_path):
     score(study, tmp_path, "--baseline-dir", study / "synthesised")
-    lines = (tmp_path / "summary.md").read_text().splitlines()
-    short = lines[lines.index("## In short") : lines.index("## Inside the brain")]
-    heads = [line for line in short if line.startswith("| ") and "cubic" not in line and "BABY-AI" not in line]
-    assert heads == [
-        "| slice thickness | 2 mm | 4 mm |",
-        "| slice direction | axial | sagittal |",
-        "| age (subjects) | 2 mm | 4 mm |",
-    ]
-    rows = [row for row in read_rows(tmp_path) if row["region"] == "brain" and row["method"] == "cubic"]
-    thin = [row for row in rows if row["thickness_mm"] == "2.0"]
+    rows = read_tables((tmp_path / "summary.md").read_text().splitlines())["In short"]
+    assert [rows[0], rows[3], rows[6]] == [
+        ["slice thickness", "2 mm", "4 mm"], ["slice direction", "axial", "sagittal"], ["age", "2 mm", "4 mm"]
+    ]  # fmt: skip
+    scored = [row for row in read_rows(tmp_path) if row["region"] == "inner" and row["method"] == "cubic"]
+    thin = [row for row in scored if row["thickness_mm"] == "2.0"]
     psnr, ssim = (np.mean([float(row[metric]) for row in thin]) for metric in ("psnr", "ssim"))
-    cubic = short[short.index(heads[0]) + 2]
-    assert cubic.startswith(f"| cubic | {psnr:.2f} / {ssim:.3f} | ".replace("/ 0.", "/ ."))
-    by_age = short[short.index(heads[2]) + 2 :]
-    assert [line.split(" | ")[0] for line in by_age if line] == [
-        "| newborn (1), cubic", "| newborn (1), BABY-AI", "| 6 to 11 months (1), cubic", "| 6 to 11 months (1), BABY-AI"
+    assert rows[1][:2] == ["cubic", f"{psnr:.2f} / {ssim:.3f} (n = 3)".replace("/ 0.", "/ .")]
+    assert [row[0] for row in rows[7:]] == [
+        "newborn, cubic", "newborn, BABY-AI", "6 to 11 months, cubic", "6 to 11 months, BABY-AI"
     ]  # fmt: skip
     young = [row for row in thin if row["subject"] == "01"]
-    assert f"{np.mean([float(row['psnr']) for row in young]):.2f} / " in by_age[0]
+    assert rows[7][1].startswith(f"{np.mean([float(row['psnr']) for row in young]):.2f} / ")
+    assert rows[7][1].endswith("(n = 1)")
 
 
 @pytest.fixture
@@ -132,8 +179,7 @@ def with_uncertainty(study, tmp_path) -> Path:
 def test_the_stated_uncertainty_is_judged(study, with_uncertainty, tmp_path):
     output = tmp_path / "out"
     assert score(study, output, "--baseline-dir", study / "synthesised", results=with_uncertainty) == 0
-    with (output / "uncertainty.csv").open(newline="") as file:
-        judged = list(csv.DictReader(file))
+    judged = read_rows(output, "uncertainty.csv")
     assert [row["name"] for row in judged][:1] == ["sub-01_acq-axial2mm_desc-isotropic_T2w"] and len(judged) == 4
     for row in judged:
         assert float(row["coverage"]) == pytest.approx(0.5, abs=0.05)
@@ -142,7 +188,7 @@ def test_the_stated_uncertainty_is_judged(study, with_uncertainty, tmp_path):
     # Half of the errors are twice as large as stated, and nine in ten are to be held.
     assert "All half-widths times 2.000 would hold 90 % of the errors." in summary
     assert "Such a fit to all other subjects holds of the errors of sub-01 " in summary
-    assert len(read_rows(output)) == 4 * 2 * 2
+    assert len(read_rows(output)) == 4 * 2 * 3
 
 
 def test_maps_of_uncertainty_are_no_truths_and_no_results(study, with_uncertainty, tmp_path, capsys):
@@ -165,9 +211,12 @@ def test_a_map_on_another_grid_is_told(study, with_uncertainty, tmp_path, capsys
 
 def test_intervals_count_subjects_not_scans():
     # Means 1, 2 and 3 of three subjects: t(2) = 4.3027, sd 1, so 4.3027 / sqrt(3).
-    values = [("a", 0.5), ("a", 1.5), ("b", 2.0), ("c", 2.0), ("c", 3.0), ("c", 4.0)]
-    assert mean_and_interval(values, 3) == "2.000 ± 2.484"
-    assert mean_and_interval(values[:2], 3) == "1.000"
+    scans = [("a", 0.5), ("a", 1.5), ("b", 2.0), ("c", 2.0), ("c", 3.0), ("c", 4.0)]
+    frame = pd.DataFrame(scans, columns=["subject", "psnr"]).assign(method="cubic", group="all")
+    frame["name"] = range(6)
+    metrics = {"psnr": ("PSNR", 3)}
+    assert read_tables(["#", *table(frame, metrics).splitlines()])[""][1] == ["all", "6", "3", "2.000 ± 2.484"]
+    assert read_tables(["#", *table(frame[:2], metrics).splitlines()])[""][1] == ["all", "2", "1", "1.000"]
 
 
 def test_without_a_baseline_the_results_are_scored_alone(study, tmp_path):
@@ -181,7 +230,7 @@ def test_scans_that_lose_to_the_baseline_are_named(study, tmp_path):
     truth = read_volume(study / "data" / "sub-01_T2w.nii.gz")
     save_volume(results / "sub-01_acq-axial2mm_desc-isotropic_T2w.nii.gz", 0.5 * truth.get_fdata(), truth.affine)
     assert score(study, tmp_path, "--baseline-dir", study / "synthesised", results=results) == 0
-    assert "1 of 1 scans lose to cubic inside the brain: sub-01_acq-axial2mm" in (tmp_path / "summary.md").read_text()
+    assert "1 of 1 scans lose to cubic in the inner brain: sub-01_acq-axial2mm" in (tmp_path / "summary.md").read_text()
 
 
 def test_a_result_in_another_axis_order_scores_the_same(study, tmp_path):
@@ -199,12 +248,11 @@ def test_a_result_in_another_axis_order_scores_the_same(study, tmp_path):
 
 def test_of_several_truths_the_one_with_the_result_s_own_label_is_taken(tmp_path):
     truths = [tmp_path / "sub-01_T2w.nii.gz", tmp_path / "sub-01_acq-space_T2w.nii.gz"]
-    find = evaluate.find_truth
-    assert find(tmp_path / "sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[0]
-    assert find(tmp_path / "sub-01_acq-spaceaxial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[1]
-    assert find(tmp_path / "sub-01_acq-tse_desc-isotropic_T2w.nii.gz", truths[:1], tmp_path) == truths[0]
+    assert find_truth(tmp_path / "sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[0]
+    assert find_truth(tmp_path / "sub-01_acq-spaceaxial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[1]
+    assert find_truth(tmp_path / "sub-01_acq-tse_desc-isotropic_T2w.nii.gz", truths[:1], tmp_path) == truths[0]
     with pytest.raises(evaluate.BabyAIError, match="keep one of them"):
-        find(tmp_path / "sub-01_acq-tse_desc-isotropic_T2w.nii.gz", truths, tmp_path)
+        find_truth(tmp_path / "sub-01_acq-tse_desc-isotropic_T2w.nii.gz", truths, tmp_path)
 
 
 def test_what_cannot_be_scored_is_told_and_the_rest_is_scored(study, tmp_path, capsys):
@@ -220,10 +268,10 @@ def test_what_cannot_be_scored_is_told_and_the_rest_is_scored(study, tmp_path, c
     assert score(study, tmp_path / "out", "--baseline-dir", study / "synthesised", results=results) == 1
     captured = capsys.readouterr()
     assert "2 evaluated, 3 failed" in captured.out
-    for fault in ("differ in shape", "no isotropic T2w of the same subject", "is truncated or damaged"):
+    for fault in ("differ in shape; --align scores", "no isotropic T2w of the same subject", "is truncated or damaged"):
         assert fault in captured.err
     assert captured.err.count("Not evaluated, for want of a result") == 8
-    assert len(read_rows(tmp_path / "out")) == 2 * 2 * 2
+    assert len(read_rows(tmp_path / "out")) == 2 * 2 * 3
 
 
 def test_wrong_calls(study, tmp_path, capsys):
@@ -233,28 +281,119 @@ def test_wrong_calls(study, tmp_path, capsys):
     assert "No reconstruction was found" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(["--workers", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["--depth", "-1"])
+    assert score(study, tmp_path, "--depth", 40) == 1
+    assert "choose a smaller --depth" in capsys.readouterr().err
+
+
+def test_align_takes_a_small_motion_out_of_the_score(study, tmp_path):
+    """A result on another grid, turned and shifted by what T1w and T2w may lie apart, scores as in its place."""
+    name = "sub-01_acq-axial2mm_desc-isotropic_T2w.nii.gz"
+    image = read_volume(study / "results" / name)
+    motion = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.01, -0.008, 0.012), [0.3, -0.2, 0.25])
+    grid = image.affine @ nib.affines.from_matvec(np.diag([0.9, 0.9, 0.9]), [-1, -1, -1])
+    # A point p of the truth lies at motion @ p in what is scored.
+    moved = resample(image, (48, 48, 48), grid, np.linalg.inv(motion))
+    save_volume(tmp_path / "results" / name, moved, grid)
+    assert score(study, tmp_path / "a", results=tmp_path / "results") == 1
+    assert score(study, tmp_path / "a", "--align", results=tmp_path / "results") == 0
+    aligned = next(row for row in read_rows(tmp_path / "a") if row["region"] == "inner")
+    truth = read_volume(study / "data" / "sub-01_T2w.nii.gz")
+    back = resample(read_volume(tmp_path / "results" / name), truth.shape, truth.affine, motion)
+    array = truth.get_fdata(dtype=np.float32)
+    in_place = score_brain(array, back, inner_brain(brain_mask(array))).psnr
+    assert float(aligned["psnr"]) == pytest.approx(in_place, abs=0.2)
+    assert float(aligned["moved_mm"]) == pytest.approx(np.linalg.norm([0.3, -0.2, 0.25]), abs=0.15)
+
+
+def test_a_raw_scan_as_baseline_is_brought_to_the_truth(study, tmp_path):
+    """As acquired it lies on its own grid, where the registration in the result's sidecar says."""
+    name = "sub-01_acq-axial2mm_desc-isotropic_T2w.nii.gz"
+    image = read_volume(study / "results" / name)
+    motion = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, -0.1), [5, -4, 3])
+    truth = read_volume(study / "data" / "sub-01_T2w.nii.gz")
+    save_volume(tmp_path / "results" / name, image.get_fdata(), image.affine)
+    save_json(tmp_path / "results" / name.replace(".nii.gz", ".json"), {"Registration": {"T1wToT2w": motion.tolist()}})
+    save_volume(tmp_path / "raw" / "sub-01_acq-axial2mm_T2w.nii.gz", truth.get_fdata(), motion @ truth.affine)
+    assert score(study, tmp_path, "--baseline-dir", tmp_path / "raw", results=tmp_path / "results") == 0
+    cubic = next(row for row in read_rows(tmp_path) if (row["region"], row["method"]) == ("inner", "cubic"))
+    assert float(cubic["psnr"]) > 60
+
+
+def test_results_of_several_weights_are_told(study, tmp_path, capsys):
+    results = tmp_path / "results"
+    for number, source in enumerate(sorted((study / "results").rglob("sub-01*axial*.nii.gz"))):
+        image = read_volume(source)
+        save_volume(results / source.name, image.get_fdata(), image.affine)
+        weights = {"Name": "bundled", "SHA256": str(number) * 64}
+        save_json(results / source.name.replace(".nii.gz", ".json"), {"Weights": weights})
+    assert score(study, tmp_path / "out", results=results) == 0
+    told = (
+        "Results of bundled (SHA-256 000000000000): 1, bundled (SHA-256 111111111111): 1. They were not all made with"
+    )
+    assert told in capsys.readouterr().err
+    assert told in (tmp_path / "out" / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "participant, group",
+    ("columns", "line", "units", "group"),
     [
-        ({"age_months": "0.9"}, "newborn"),
-        ({"age_months": "6"}, "6 to 11 months"),
-        ({"age": "0.25"}, "1 to 5 months"),
-        ({"age": "2"}, "12 months and older"),
-        ({"age_group": "preterm", "age": "0"}, "preterm"),
-        ({"age": "n/a"}, ""),
-        ({"sex": "F"}, ""),
+        ("age_months", "0.9", None, "newborn"),
+        ("age_months", "6", None, "6 to 11 months"),
+        ("age", "0.25", None, "1 to 5 months"),
+        ("age", "2", None, "12 months and older"),
+        ("age", "89+", None, "12 months and older"),
+        ("age", "7", "months", "6 to 11 months"),
+        ("age", "30", "weeks", "6 to 11 months"),
+        ("age", "12", "Days", "newborn"),
+        ("age_weeks", "10", None, "1 to 5 months"),
+        ("age_group\tage", "preterm\t0", None, "preterm"),
+        ("age_group\tage", "n/a\t0.6", None, "6 to 11 months"),
+        ("age", "n/a", None, ""),
+        ("age", "NaN", None, ""),
+        ("age", "-1", None, ""),
+        ("sex", "F", None, ""),
     ],
 )
-def test_age_groups(participant, group):
-    assert evaluate.age_group(participant) == group
+def test_age_groups(tmp_path, columns, line, units, group):
+    (tmp_path / "participants.tsv").write_text(f"participant_id\t{columns}\nsub-01\t{line}\n")
+    if units:
+        save_json(tmp_path / "participants.json", {"age": {"Units": units}})
+    assert group_of(read_age_groups(tmp_path), "01", "") == group
+
+
+def test_an_age_that_is_no_number_costs_only_itself(tmp_path, capsys):
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-01\tyoung\nsub-02\t0.1\n")
+    groups = read_age_groups(tmp_path)
+    assert group_of(groups, "01", "") == "" and group_of(groups, "02", "") == "1 to 5 months"
+    assert "the age of sub-01, 'young', is no number" in capsys.readouterr().err
+    save_json(tmp_path / "participants.json", {"age": {"Units": "fortnights"}})
+    assert read_age_groups(tmp_path) == {}
+    assert "ages in 'fortnights' are not understood" in capsys.readouterr().err
+
+
+def test_every_session_has_its_own_age(tmp_path):
+    (tmp_path / "participants.tsv").write_text(
+        "participant_id\tsession_id\tage_months\nsub-01\tses-a\t0\nsub-01\tses-b\t7\nsub-02\t\t3\n"
+    )
+    (tmp_path / "sub-03").mkdir()
+    (tmp_path / "sub-03" / "sub-03_sessions.tsv").write_text("session_id\tage\nses-1\t6\nses-2\t13\n")
+    save_json(tmp_path / "sub-03" / "sub-03_sessions.json", {"age": {"Units": "months"}})
+    groups = read_age_groups(tmp_path)
+    scans = [("01", "a"), ("01", "b"), ("01", ""), ("02", "x"), ("03", "1"), ("03", "2")]
+    assert [group_of(groups, *scan) for scan in scans] == [
+        "newborn", "6 to 11 months", "", "1 to 5 months", "6 to 11 months", "12 months and older"
+    ]  # fmt: skip
 
 
 def test_a_damaged_participants_table_is_told(tmp_path):
-    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-01\tyoung\n")
+    (tmp_path / "participants.tsv").write_text("")
     with pytest.raises(evaluate.BabyAIError, match=r"participants\.tsv cannot be read"):
-        evaluate.read_age_groups(tmp_path / "participants.tsv")
+        read_age_groups(tmp_path)
+    (tmp_path / "participants.tsv").write_text("subject\tage\n01\t3\n")
+    with pytest.raises(evaluate.BabyAIError, match="no column participant_id"):
+        read_age_groups(tmp_path)
 
 
 def test_as_a_command(study, tmp_path):
@@ -262,4 +401,4 @@ def test_as_a_command(study, tmp_path):
     command += ["--results-dir", study / "results", "--output-dir", tmp_path]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert finished.stdout.endswith("Summary: 12 evaluated, 0 failed.\n")
-    assert len(read_rows(tmp_path)) == 12 * 2
+    assert len(read_rows(tmp_path)) == 12 * 3

@@ -10,8 +10,8 @@ from conftest import REPO_ROOT
 
 SCRIPTS = REPO_ROOT / "scripts"
 MODULE_OF = {"jinja2": "jinja2", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
-# Run, not imported, by the demo.
-COMMANDS = {"ipykernel", "nbclient"}
+# Not imported: run by the demo, and used by pandas for Markdown.
+COMMANDS = {"ipykernel", "nbclient", "tabulate"}
 
 
 def pins(name: str) -> dict[str, str]:

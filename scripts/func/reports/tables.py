@@ -1,166 +1,222 @@
-"""What an evaluation tells: scores and intervals by thickness, direction and age, in Markdown tables and a boxplot.
+"""What an evaluation tells: scores by slice thickness, direction and age, as Markdown tables and a boxplot.
 
-Subjects are what is counted: the scans of one are not independent, so that a mean is over subjects, each with the mean
-of its scans, and so is its 95 % confidence interval (Student's t).
+Tables come from tidy data frames: a row for each scan, method and region (or tissue, or lesion), with the columns
+``name``, ``subject``, ``method`` and one for each metric. Subjects are what is counted: the scans of one are not
+independent, so that a mean is over subjects, each with the mean of its scans, and so is its 95 % confidence interval
+(Student's t).
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
+import pandas as pd
+from scipy import stats
 
 from func.reconstruction.uncertainty import coverage_when_left_out, refit, stretch
+from func.reports.ages import in_order
 from func.scans.files import atomic
 
-AGE_GROUPS = (
-    (1, "newborn"),
-    (6, "1 to 5 months"),
-    (12, "6 to 11 months"),
-    (math.inf, "12 months and older"),
-)  # below so many months
-METRICS_SHORT = ("psnr", "ssim")
-METRICS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "nrmse": "NRMSE"}
-DIGITS = {"psnr": 2, "ssim": 3, "nrmse": 4}
-REGIONS = {"brain": "Inside the brain", "volume": "Whole volume"}
 RESULT, BASELINE = "BABY-AI", "cubic"
+METHODS = (BASELINE, RESULT)
+REGIONS = {"inner": "Inner brain", "brain": "Whole brain", "volume": "Whole volume"}
+# Title and decimals of each metric.
+SCORES = {
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 3),
+    "nrmse": ("NRMSE", 4),
+    "sharpness": ("sharpness", 2),
+    "gain": ("gain (dB)", 2),
+}
+AGREEMENT = {"dice": ("Dice", 3), "volume_error": ("volume error (%)", 1)}
+INTERVALS = {
+    "coverage": ("held (%)", 1),
+    "correlation": ("correlation", 2),
+    "median_width": ("half-width (%)", 2),
+}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of metrics.csv."""
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a data frame without its index.
 
-    name: str
-    subject: str
-    session: str
-    age_group: str
-    direction: str
-    thickness_mm: float | None
-    method: str
-    region: str
-    psnr: float
-    ssim: float
-    nrmse: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How the stated interval of one scan held inside the brain: one line of uncertainty.csv, and what it is from.
-
-    ``errors`` and ``widths`` are of some of the voxels, as shares of the T2w's 99th percentile.
+    Raises:
+        BabyAIError: the file could not be written.
     """
-
-    name: str
-    subject: str
-    session: str
-    age_group: str
-    direction: str
-    thickness_mm: float | None
-    coverage: float
-    correlation: float
-    median_width: float
-    errors: np.ndarray = field(repr=False)
-    widths: np.ndarray = field(repr=False)
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
 
 
-def write_summary(path: Path, rows: list[Row], intervals: list[Interval]) -> None:
-    """Means and intervals as Markdown tables: in short, then one in full for each region, then the uncertainty."""
-    lines = ["# Evaluation", "", verdict(rows), "", *in_short([row for row in rows if row.region == "brain"])]
-    for region, title in REGIONS.items():
-        lines += [f"## {title}", "", *table([row for row in rows if row.region == region]), ""]
-    lines += [
-        "Means over subjects (each with the mean of its scans) ± the half width of their 95 % confidence interval. "
-        "Gain is the paired difference in PSNR."
-    ]
-    if intervals:
-        lines += ["", "## Uncertainty, inside the brain", "", *interval_table(intervals), "", *calibration(intervals)]
+def write_text(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of Markdown.
+
+    Raises:
+        BabyAIError: the file could not be written.
+    """
     with atomic(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def in_short(rows: list[Row]) -> list[str]:
-    """Small Markdown tables of PSNR and SSIM by slice thickness, by direction, and by age and slice thickness."""
-    sliced = [row for row in rows if row.direction]
-    if not sliced:
-        return []
-    lines = ["## In short", "", "Inside the brain, PSNR in dB / SSIM, means over subjects.", ""]
-    for title, key in (("slice thickness", thickness_title), ("slice direction", lambda row: row.direction)):
-        lines += [f"| {title} {short_table({'': sliced}, key)}", ""]
-    ages = sorted({row.age_group for row in sliced if row.age_group}, key=lambda age: in_order((age,)))
-    if ages:
-        by_age = {}
-        for age in ages:
-            group = [row for row in sliced if row.age_group == age]
-            by_age[f"{age} ({len({row.subject for row in group})}), "] = group
-        lines += [f"| age (subjects) {short_table(by_age, thickness_title)}", ""]
+def in_table_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by slice thickness, direction and name, the baseline before the result; an empty frame as it is."""
+    if frame.empty:
+        return frame
+    places = frame.assign(place=frame.method.map(METHODS.index))
+    return places.sort_values(["thickness_mm", "direction", "name", "place"]).drop(columns="place")
+
+
+def with_gain(scores: pd.DataFrame) -> pd.DataFrame:
+    """The scores with a column ``gain``: PSNR of a result minus that of its baseline, in its row; nan elsewhere."""
+    psnr = scores.pivot(index=["name", "region"], columns="method", values="psnr").reindex(columns=METHODS)
+    gains = (psnr[RESULT] - psnr[BASELINE]).rename("gain").reset_index().assign(method=RESULT)
+    return scores.merge(gains, how="left", on=["name", "region", "method"])
+
+
+def summary(scores: pd.DataFrame, tissues: pd.DataFrame, intervals: pd.DataFrame, depth: float) -> list[str]:
+    """The whole evaluation in Markdown: in short, then in full for each region, tissues, and the uncertainty.
+
+    Args:
+        scores: with the columns of SCORES (see :func:`with_gain`), ``region`` and the labels of the scans.
+        tissues: with the columns of AGREEMENT and ``tissue``; may be empty.
+        intervals: with the columns of INTERVALS, ``errors`` and ``widths``; may be empty.
+        depth: of the inner brain below the edge of the brain mask, mm.
+    """
+    lines = ["# Evaluation", "", verdict(scores), "", *in_short(scores[scores.region == "inner"])]
+    for region, title in REGIONS.items():
+        lines += [f"## {title}", "", table(grouped(scores[scores.region == region]), SCORES), ""]
+    lines += [
+        f"The inner brain lies {depth:g} mm or more below the edge of the brain mask. It counts first: where T1w and "
+        "T2w were brain-extracted with one mask, the T1w gives the T2w's outline away, which no whole head does.",
+        "",
+        "Means over subjects (each with the mean of its scans) ± the half-width of their 95 % confidence interval. "
+        "Gain is the paired difference in PSNR. Sharpness is the energy of the detail that slices cannot carry (above "
+        "their Nyquist frequency, through-plane), of the truth's.",
+    ]
+    if not tissues.empty:
+        lines += [
+            "",
+            "## Tissues, inner brain",
+            "",
+            table(tissues.assign(group=tissues.tissue, volume_error=tissues.volume_error.abs()), AGREEMENT),
+            "",
+            "Three classes of T2w intensity (Otsu's thresholds of each volume), against those of the truth; the bright "
+            "one is mostly cerebrospinal fluid. From 6 to 12 months grey and white matter hardly differ on T2w.",
+        ]
+    if not intervals.empty:
+        judged = intervals.assign(coverage=100 * intervals.coverage, median_width=100 * intervals.median_width)
+        lines += ["", "## Uncertainty, inside the brain", "", table(grouped(judged), INTERVALS), ""]
+        lines += calibration(intervals)
     return lines
 
 
-def thickness_title(row: Row) -> str:
-    return f"{row.thickness_mm:g} mm"
-
-
-def short_table(groups_of_rows: dict[str, list[Row]], key: Callable[[Row], str]) -> str:
-    """The rest of a Markdown table whose columns ``key`` tells apart: a line for each group and method."""
-    everything = [row for group in groups_of_rows.values() for row in group]
-    columns = sorted({key(row) for row in everything}, key=lambda column: in_order((column,)))
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for title, group in groups_of_rows.items():
-        for method in (method for method in (BASELINE, RESULT) if any(row.method == method for row in group)):
-            cells = []
-            for column in columns:
-                chosen = [row for row in group if row.method == method and key(row) == column]
-                psnr, ssim = (
-                    mean_over_subjects((row.subject, getattr(row, m)) for row in chosen) for m in METRICS_SHORT
-                )
-                cells.append(f"{psnr:.2f} / {ssim:.3f}".replace("/ 0.", "/ .") if chosen else "")
-            lines.append(f"| {title}{method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def interval_table(intervals: list[Interval]) -> list[str]:
-    """A Markdown table of how the stated interval held, in the same groups as :func:`table`."""
-    columns = {
-        "held, %": ("coverage", 100, 1),
-        "correlation": ("correlation", 1, 2),
-        "half-width, %": ("median_width", 100, 2),
-    }
-    lines = ["| | " + " | ".join(["scans", "subjects", *columns]) + " |", "|---|" + "---:|" * (len(columns) + 2)]
-    for title, belongs in groups(intervals):
-        group = [interval for interval in intervals if belongs(interval)]
-        cells = [str(len(group)), str(len({interval.subject for interval in group}))]
-        for name, unit, digits in columns.values():
-            values = ((interval.subject, unit * getattr(interval, name)) for interval in group)
-            cells.append(mean_and_interval(values, digits))
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def calibration(intervals: list[Interval]) -> list[str]:
-    """In words: what the columns mean, and how the interval had to be changed to hold 90 % of the errors."""
-    by_subject = {}
-    for subject in sorted({interval.subject for interval in intervals}):
-        own = [interval for interval in intervals if interval.subject == subject]
-        by_subject[subject] = tuple(
-            np.concatenate([getattr(interval, part) for interval in own]) for part in ("errors", "widths")
+def verdict(scores: pd.DataFrame) -> str:
+    """In a sentence: which scans lost to their baseline in the inner brain."""
+    gains = scores[scores.region == "inner"].dropna(subset="gain").sort_values("gain")
+    if gains.empty:
+        return "No baseline was given."
+    lost = gains[gains.gain < 0]
+    if lost.empty:
+        least = gains.iloc[0]
+        return (
+            f"All {len(gains)} scans gain over {BASELINE} in the inner brain, {least.gain:+.2f} dB at least "
+            f"({least['name']})."
         )
+    named = ", ".join(f"{row['name']} ({row.gain:+.2f} dB)" for _, row in lost.iterrows())
+    return f"{len(lost)} of {len(gains)} scans lose to {BASELINE} in the inner brain: {named}."
+
+
+def in_short(scores: pd.DataFrame) -> list[str]:
+    """Small tables of PSNR and SSIM by slice thickness, by direction, and by age and slice thickness."""
+    sliced = scores[scores.thickness_mm.notna()]
+    if sliced.empty:
+        return []
+    thickness = sliced.thickness_mm.map("{:g} mm".format)
+    lines = ["## In short", "", "Inner brain, PSNR in dB / SSIM, means over n subjects.", ""]
+    lines += [short_table(sliced, "slice thickness", thickness, sliced.method), ""]
+    lines += [short_table(sliced, "slice direction", sliced.direction, sliced.method), ""]
+    aged = sliced[sliced.age_group != ""].sort_values("age_group", key=in_order, kind="stable")
+    if not aged.empty:
+        lines += [short_table(aged, "age", thickness[aged.index], aged.age_group + ", " + aged.method), ""]
+    return lines
+
+
+def short_table(scores: pd.DataFrame, corner: str, columns: pd.Series, rows: pd.Series) -> str:
+    """PSNR / SSIM (n) in Markdown, by two labels of each row of ``scores``; both keep the order of the rows."""
+    by = {"row": pd.Categorical(rows, rows.unique()), "column": pd.Categorical(columns, columns.unique())}
+    subjects = scores.assign(**by).groupby(["row", "column", "subject"], observed=True)[["psnr", "ssim"]].mean()
+    means = subjects.groupby(["row", "column"], observed=True).agg(["mean", "count"])
+    cells = [
+        f"{psnr:.2f} / {ssim:.3f} (n = {count})".replace("/ 0.", "/ .")
+        for psnr, ssim, count in zip(
+            means[("psnr", "mean")], means[("ssim", "mean")], means[("psnr", "count")], strict=True
+        )
+    ]
+    return markdown(pd.Series(cells, means.index).unstack("column").rename_axis(corner))
+
+
+def grouped(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows once in each ``group`` that their scan is in: all, its thickness, direction, both, and age group."""
+    thickness = frame.thickness_mm.map("{:g} mm".format, na_action="ignore")
+    direction = frame.direction.replace("", np.nan)
+    labels = [
+        pd.Series("all", frame.index),
+        thickness,
+        direction.sort_values(),
+        thickness + " " + direction,
+        frame.age_group.replace("", np.nan).sort_values(key=in_order),
+    ]
+    parts = [frame.loc[known.index].assign(group=known) for label in labels if not (known := label.dropna()).empty]
+    return pd.concat(parts)
+
+
+def table(frame: pd.DataFrame, metrics: dict[str, tuple[str, int]]) -> str:
+    """Means over subjects in Markdown: a row for each ``group``, a column for each metric and method that has any.
+
+    Args:
+        frame: with the columns ``group``, ``name``, ``subject``, ``method`` and one for each metric.
+        metrics: title and decimals of each metric.
+    """
+    frame = frame.assign(group=pd.Categorical(frame.group, frame.group.unique()))
+    counts = frame.groupby("group", observed=True).agg(scans=("name", "nunique"), subjects=("subject", "nunique"))
+    subjects = frame.groupby(["group", "method", "subject"], observed=True)[list(metrics)].mean()
+    by_group = subjects.groupby(["group", "method"], observed=True)
+    means, half_widths = by_group.mean(), by_group.sem() * stats.t.ppf(0.975, by_group.count() - 1)
+    columns = {}
+    for metric, (title, digits) in metrics.items():
+        texts = [
+            "" if np.isnan(mean) else f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
+            for mean, half in zip(means[metric], half_widths[metric], strict=True)
+        ]
+        by_method = pd.Series(texts, means.index).unstack("method", fill_value="")
+        shown = [method for method in by_method if by_method[method].any()]
+        for method in sorted(shown, key=METHODS.index):
+            columns[title if metric == "gain" else f"{title} {method}"] = by_method[method]
+    return markdown(counts.join(pd.DataFrame(columns)).rename_axis(""))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A data frame as a Markdown table, its index in the first column."""
+    return frame.fillna("").to_markdown(tablefmt="pipe", disable_numparse=True, stralign="left")
+
+
+def calibration(intervals: pd.DataFrame) -> list[str]:
+    """In words: what the columns mean, and how the interval had to be changed to hold 90 % of the errors."""
+    by_subject = {
+        subject: (np.concatenate([*own.errors]), np.concatenate([*own.widths]))
+        for subject, own in intervals.groupby("subject")
+    }
     errors, widths = (np.concatenate(parts) for parts in zip(*by_subject.values(), strict=True))
     constant, factor = refit(errors, widths)
-    worst = min(intervals, key=lambda interval: interval.coverage)
+    worst = intervals.loc[intervals.coverage.idxmin()]
     lines = [
         "Held: share of the errors within the stated 90 % interval. Correlation: of the half-width with the size of "
         "the error. Half-width: the median, of the T2w's 99th percentile. "
-        f"Least held: {100 * worst.coverage:.1f} % ({worst.name}).",
+        f"Least held: {100 * worst.coverage:.1f} % ({worst['name']}).",
         "",
         f"All half-widths times {stretch(errors, widths):.3f} would hold 90 % of the errors. To hold as many where it "
-        f"is narrow as where it is wide, multiply both constants of the interval in func/reconstruction.py by "
-        f"{factor:.3f} and add {constant:+.4f} to the first.",
+        "is narrow as where it is wide, multiply both constants of the interval in func/reconstruction/uncertainty.py "
+        f"by {factor:.3f} and add {constant:+.4f} to the first.",
     ]
     if left_out := coverage_when_left_out(by_subject):
         held = ", ".join(f"sub-{subject} {100 * share:.1f} %" for subject, share in left_out.items())
@@ -168,125 +224,30 @@ def calibration(intervals: list[Interval]) -> list[str]:
     return lines
 
 
-def table(rows: list[Row]) -> list[str]:
-    """A Markdown table: all scans, then by thickness, direction, both, and age group."""
-    methods = [method for method in (BASELINE, RESULT) if any(row.method == method for row in rows)]
-    columns = [(metric, method) for metric in METRICS for method in methods]
-    gains = paired_gains(rows)
-    heads = [f"{METRICS[metric]} {method}" for metric, method in columns] + ["gain (dB)"] * bool(gains)
-    lines = ["| | " + " | ".join(["scans", "subjects", *heads]) + " |", "|---|" + "---:|" * (len(heads) + 2)]
-    for title, belongs in groups(rows):
-        group = [row for row in rows if belongs(row)]
-        cells = [str(len({row.name for row in group})), str(len({row.subject for row in group}))]
-        for metric, method in columns:
-            values = ((row.subject, getattr(row, metric)) for row in group if row.method == method)
-            cells.append(mean_and_interval(values, DIGITS[metric]))
-        if gains:
-            names = {row.name for row in group}
-            cells.append(mean_and_interval(((subject, gain) for name, subject, gain in gains if name in names), 2))
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return lines
+def draw_boxplot(path: Path, scores: pd.DataFrame) -> None:
+    """PSNR and SSIM in the inner brain by thickness, one panel for each direction.
 
-
-def groups(rows: list[Row] | list[Interval]) -> list[tuple[str, Callable[[Row | Interval], bool]]]:
-    """Title and membership of every group that the scans fall into."""
-    keys = {
-        "all": lambda row: ("all",),
-        "thickness": lambda row: (f"{row.thickness_mm:g} mm",) if row.direction else None,
-        "direction": lambda row: (row.direction,) if row.direction else None,
-        "slicing": lambda row: (f"{row.thickness_mm:g} mm", row.direction) if row.direction else None,
-        "age": lambda row: (row.age_group,) if row.age_group else None,
-    }
-    found = []
-    for key in keys.values():
-        for value in sorted({key(row) for row in rows} - {None}, key=in_order):
-            found.append((" ".join(value), lambda row, key=key, value=value: key(row) == value))
-    return found
-
-
-def in_order(value: tuple[str, ...]) -> tuple:
-    """Thicknesses in order of their size, age groups in order of age, the rest by the alphabet."""
-    ages = [name for _, name in AGE_GROUPS]
-    number = re.match(r"[\d.]+(?= mm)", value[0])
-    return float(number[0]) if number else 0.0, ages.index(value[0]) if value[0] in ages else len(ages), value
-
-
-def paired_gains(rows: list[Row]) -> list[tuple[str, str, float]]:
-    """(name, subject, PSNR of the result minus PSNR of its baseline) of every scan that has both."""
-    baselines = {(row.name, row.region): row.psnr for row in rows if row.method == BASELINE}
-    return [
-        (row.name, row.subject, row.psnr - baselines[row.name, row.region])
-        for row in rows
-        if row.method == RESULT and (row.name, row.region) in baselines
-    ]
-
-
-def mean_and_interval(values: Iterable[tuple[str, float]], digits: int) -> str:
-    """Mean over subjects of the means of their scans, ± the half width of its 95 % confidence interval.
-
-    A subject's scans are not independent, so that subjects are what is counted. One alone has no interval.
+    Raises:
+        BabyAIError: the picture could not be written.
     """
-    means = subject_means(values)
-    if not means.size:
-        return ""
-    text = f"{means.mean():.{digits}f}"
-    if means.size > 1 and np.isfinite(means).all():
-        half = stdtrit(means.size - 1, 0.975) * means.std(ddof=1) / math.sqrt(means.size)
-        text += f" ± {half:.{digits}f}"
-    return text
-
-
-def mean_over_subjects(values: Iterable[tuple[str, float]]) -> float:
-    """Mean over subjects of the means of their scans; nan of none."""
-    means = subject_means(values)
-    return float(means.mean()) if means.size else math.nan
-
-
-def subject_means(values: Iterable[tuple[str, float]]) -> np.ndarray:
-    """Mean of each subject's values, shape (subjects,)."""
-    by_subject: dict[str, list[float]] = {}
-    for subject, value in values:
-        by_subject.setdefault(subject, []).append(value)
-    return np.array([np.mean(scores) for scores in by_subject.values()])
-
-
-def verdict(rows: list[Row]) -> str:
-    """In a sentence: which scans lost to their baseline inside the brain."""
-    gains = paired_gains([row for row in rows if row.region == "brain"])
-    if not gains:
-        return "No baseline was given."
-    lost = [f"{name} ({gain:+.2f} dB)" for name, _, gain in gains if gain < 0]
-    if not lost:
-        least, name = min((gain, name) for name, _, gain in gains)
-        return f"All {len(gains)} scans gain over {BASELINE} inside the brain, {least:+.2f} dB at least ({name})."
-    return f"{len(lost)} of {len(gains)} scans lose to {BASELINE} inside the brain: {', '.join(lost)}."
-
-
-def draw_boxplot(path: Path, rows: list[Row]) -> None:
-    """PSNR and SSIM inside the brain by thickness, one panel for each direction."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row.region == "brain"]
-    directions = sorted({row.direction for row in rows})
-    methods = [method for method in (BASELINE, RESULT) if any(row.method == method for row in rows)]
+    scores = scores[scores.region == "inner"].fillna({"thickness_mm": 0})
+    directions = sorted(scores.direction.unique())
+    methods = [method for method in METHODS if (scores.method == method).any()]
     colours = {BASELINE: ("#C4C4C4", "#5A5A5A"), RESULT: ("#86B6DD", "#1B5687")}
     figure = Figure(figsize=(1.5 + 3 * len(directions), 6), layout="constrained")
     axes = figure.subplots(2, len(directions), sharex="col", sharey="row", squeeze=False)
-    for (i, metric), (j, direction) in product(enumerate(("psnr", "ssim")), enumerate(directions)):
-        panel = axes[i, j]
-        thicknesses = sorted({row.thickness_mm for row in rows if row.direction == direction}, key=lambda mm: mm or 0)
+    for (row, metric), (column, direction) in (
+        (one, other) for one in enumerate(("psnr", "ssim")) for other in enumerate(directions)
+    ):
+        panel, part = axes[row, column], scores[scores.direction == direction]
+        thicknesses = sorted(part.thickness_mm.unique())
         for shift, method in zip(np.linspace(-0.18, 0.18, len(methods)), methods, strict=True):
-            scores = [
-                [
-                    getattr(row, metric)
-                    for row in rows
-                    if (row.direction, row.thickness_mm, row.method) == (direction, thickness, method)
-                ]
-                for thickness in thicknesses
-            ]
+            own = part[part.method == method].groupby("thickness_mm")[metric].apply(list).reindex(thicknesses)
             fill, line = colours[method]
             panel.boxplot(
-                scores,
+                [values if isinstance(values, list) else [] for values in own],
                 positions=np.arange(len(thicknesses)) + shift,
                 widths=0.3,
                 patch_artist=True,
@@ -304,8 +265,8 @@ def draw_boxplot(path: Path, rows: list[Row]) -> None:
         panel.set_title(direction or "slices not stated")
     for panel in axes[1]:
         panel.set_xlabel("slice thickness (mm)")
-    axes[0, 0].set_ylabel("PSNR (dB)")
-    axes[1, 0].set_ylabel("SSIM")
+    axes[0, 0].set_ylabel("PSNR (dB), inner brain")
+    axes[1, 0].set_ylabel("SSIM, inner brain")
     axes[0, -1].legend(loc="best")
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150)
