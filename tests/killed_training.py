@@ -3,6 +3,7 @@
 python tests/killed_training.py checkpoint|table|full training-arguments ...
 """
 
+import csv
 import errno
 import os
 import signal
@@ -11,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-import pandas as pd
 import torch
 
 import training
@@ -32,11 +32,12 @@ def die_writing_checkpoint() -> None:
 
 
 def die_writing_table() -> None:
-    def write_half(table, path, **_):
-        Path(path).write_text("half a row")
-        os.kill(os.getpid(), signal.SIGKILL)
+    class HalfWriter(csv.DictWriter):
+        def writerows(self, rows):
+            self.writer.writerow(["half a row"])
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    pd.DataFrame.to_csv = write_half
+    csv.DictWriter = HalfWriter
 
 
 def fill_disk() -> None:

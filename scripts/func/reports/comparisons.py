@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from func.errors import BabyAIError
-from func.scans.bids import SLICING, entities_of, find_scans, result_path, slicing_of
+from func.scans.bids import entities_of, find_scans, is_original, is_result, own_acquisition, result_path
 from func.scans.sidecars import read_sidecar
 
 
@@ -33,19 +33,20 @@ def find_comparisons(
     Raises:
         BabyAIError: a folder is missing, or no reconstruction was found.
     """
-    results = [path for path in _find_t2s(results_dir, "--results-dir") if _description(path) == "isotropic"]
+    results = [path for path in _find_t2s(results_dir, "--results-dir") if entities_of(path).get("desc") == "isotropic"]
     if not results:
         raise BabyAIError(
             f"No reconstruction was found below {results_dir}; "
             "it needs files named like sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz, as inference.py makes them."
         )
     truths: dict[tuple, list[Path]] = {}
-    for path in _find_originals(reference_dir, "--reference-dir"):
-        if not slicing_of(path):
+    for path in _find_t2s(reference_dir, "--reference-dir"):
+        if is_original(path):
             truths.setdefault(_identity(path), []).append(path)
     baselines = {}
     if baseline_dir:
-        baselines = {result_path(path, "").name: path for path in _find_originals(baseline_dir, "--baseline-dir")}
+        inputs = [path for path in _find_t2s(baseline_dir, "--baseline-dir") if not is_result(path)]
+        baselines = {result_path(path, "").name: path for path in inputs}
 
     comparisons, faults = [], []
     for result in results:
@@ -68,7 +69,7 @@ def find_truth(result: Path, candidates: list[Path], folder: Path) -> Path:
     Raises:
         BabyAIError: there is none, or there are several.
     """
-    named = [path for path in candidates if _own_acquisition(path) == _own_acquisition(result)]
+    named = [path for path in candidates if own_acquisition(path) == own_acquisition(result)]
     if len(candidates) == 1 or len(named) == 1:
         return (named or candidates)[0]
     if not candidates:
@@ -98,21 +99,7 @@ def _find_t2s(folder: Path, option: str) -> list[Path]:
     return [path for path in find_scans(folder) if entities_of(path)["suffix"] == "T2w"]
 
 
-def _find_originals(folder: Path, option: str) -> list[Path]:
-    """Every T2w there that inference.py did not make."""
-    return [path for path in _find_t2s(folder, option) if _description(path) not in ("isotropic", "uncertainty")]
-
-
-def _description(path: Path) -> str:
-    return entities_of(path).get("desc", "")
-
-
 def _identity(path: Path) -> tuple:
     """What a scan shares with everything made from it: subject, session and run."""
     entities = entities_of(path)
     return entities["sub"], entities.get("ses"), entities.get("run", "").lstrip("0")
-
-
-def _own_acquisition(path: Path) -> str:
-    """The acq label that a scan had before it was synthesised from; empty where it had none."""
-    return SLICING.sub("", entities_of(path).get("acq", ""))

@@ -1,1 +1,1 @@
-"""Training: splits, settings, batches, losses, optimisers, checkpoints, processes, validation, TensorBoard, results."""
+"""What training needs besides the data: losses, optimisers, checkpoints, processes, TensorBoard, augmentation."""
