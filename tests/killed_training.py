@@ -3,7 +3,6 @@
 python tests/killed_training.py checkpoint|table|full training-arguments ...
 """
 
-import csv
 import errno
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
+import pandas as pd
 import torch
 
 import training
@@ -32,12 +32,11 @@ def die_writing_checkpoint() -> None:
 
 
 def die_writing_table() -> None:
-    class HalfWriter(csv.DictWriter):
-        def writerows(self, rows):
-            self.writer.writerow(["half a row"])
-            os.kill(os.getpid(), signal.SIGKILL)
+    def write_half(table, path, **_):
+        Path(path).write_text("half a row")
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    csv.DictWriter = HalfWriter
+    pd.DataFrame.to_csv = write_half
 
 
 def fill_disk() -> None:

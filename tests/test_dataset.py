@@ -6,7 +6,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 from func.dataset import (
-    Numbers,
     PublishedPatches,
     Subject,
     ThickSliceSamples,
@@ -14,13 +13,10 @@ from func.dataset import (
     published_images,
     read_pseudo_pairs,
     read_subjects,
-    split_subjects,
-    validation_cases,
 )
-from func.errors import BabyAIError
 from func.scans.files import save_json
 from func.scans.intensity import published_normalise
-from func.slices.geometry import SliceGeometry, acquire, make_consistent, upsample
+from func.slices.geometry import SliceGeometry, acquire, upsample
 from func.training import augmentation
 
 SHAPE = (44, 48, 40)
@@ -46,22 +42,6 @@ def save(folder, name, array, affine=None):
     path = folder / f"{name}.nii.gz"
     nib.save(nib.Nifti1Image(array.astype(np.float32), np.eye(4) if affine is None else affine), path)
     return path
-
-
-def test_no_subject_is_in_two_parts():
-    labels = [f"{number:02d}" for number in range(60)]
-    parts = split_subjects(labels, seed=1)
-    counts = [list(parts.values()).count(part) for part in ("train", "validation", "test")]
-    assert counts == [42, 9, 9]
-    assert sorted(parts) == labels
-    assert split_subjects(reversed(labels), seed=1) == parts
-    assert split_subjects(labels, seed=2) != parts
-
-
-def test_a_few_subjects_are_split_too():
-    assert sorted(split_subjects("abc", 0).values()) == ["test", "train", "validation"]
-    with pytest.raises(BabyAIError, match="more"):
-        split_subjects("ab", 0)
 
 
 def test_thick_scans_and_sessions_go_with_their_subject(tmp_path, scans):
@@ -284,20 +264,3 @@ def test_published_patches_are_those_of_the_whole_volume(tmp_path, scans, from_f
         sample = patches[place]
         np.testing.assert_allclose(sample["inputs"], [volumes[0][box], volumes[1][box]], atol=2e-4)
         np.testing.assert_allclose(sample["truth"][0], volumes[2][box], atol=2e-4)
-
-
-def test_processes_share_each_step():
-    whole = list(Numbers(3, 6, 8))
-    parts = [list(Numbers(3, 6, 8, rank, 2)) for rank in range(2)]
-    assert whole == list(range(24, 48))
-    for step in range(3):
-        shared = [number for part in parts for number in part[4 * step : 4 * step + 4]]
-        assert shared == whole[8 * step : 8 * step + 8]
-
-
-def test_validation_cases_are_whole_scans(subject):
-    (case,) = validation_cases([subject], [("coronal", 4.0)])
-    slices = acquire(subject.t2, case.geometry)
-    consistent = make_consistent(np.asarray(case.t2.dataobj), slices, case.geometry)
-    assert case.geometry.axis == 1 and case.mask.any()
-    np.testing.assert_allclose(acquire(consistent, case.geometry), slices, atol=1e-4)

@@ -8,7 +8,7 @@ it is the same whichever process, worker or resumed run draws it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,13 +17,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from func.errors import BabyAIError
 from func.networks.guidance import network_inputs
 from func.networks.patches import tile_axis
 from func.phantom import infant_brain
-from func.reports.scores import brain_mask
 from func.scans.bids import Pair, entities_of, find_pairs
 from func.scans.intensity import Scale, scale_of, zero_based_scale
 from func.scans.nifti import check_isotropic, check_same_grid, name_of, read_volume, to_ras
@@ -49,7 +48,6 @@ from func.training.augmentation import (
     tilted_stack,
 )
 
-PARTS = ("train", "validation", "test")
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of an array in RAS order
 MARGIN = 4  # voxels of air kept around a head
 FAINTEST = 0.01  # of the brightest voxel: what is fainter is no head
@@ -116,23 +114,6 @@ def _is_thick(pair: Pair) -> bool:
     return bool(_THICK_NAME.fullmatch(entities_of(pair.t2).get("acq", ""))) or "FirstSliceCenter" in read_sidecar(
         pair.t2
     )
-
-
-def split_subjects(labels: Iterable[str], seed: int) -> dict[str, str]:
-    """The part of each subject, 70 % train, 15 % validation, 15 % test; at least one each of the latter two.
-
-    Raises:
-        BabyAIError: fewer than three subjects.
-    """
-    labels = sorted(labels)
-    if len(labels) < 3:
-        raise BabyAIError(
-            f"{len(labels)} subjects cannot be split into train, validation and test; add more, or give a --split file."
-        )
-    held_out = max(1, round(0.15 * len(labels)))
-    order = np.random.default_rng(seed).permutation(len(labels))
-    parts = ["validation"] * held_out + ["test"] * held_out + ["train"] * (len(labels) - 2 * held_out)
-    return {labels[index]: part for index, part in sorted(zip(order.tolist(), parts, strict=True))}
 
 
 def read_subjects(groups: Sequence[list[Pair]], published: bool) -> tuple[list[Subject], list[BabyAIError]]:
@@ -587,46 +568,3 @@ def _corners(shape: tuple[int, int, int], patch: int, stride: int) -> np.ndarray
     axes = [tile_axis(n, patch, stride) for n in shape]
     starts = [np.array(axis.starts) - axis.before for axis in axes]
     return np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 3)
-
-
-class Numbers(Sampler):
-    """The numbers of the samples that one of several processes draws, from the first step it has still to do.
-
-    Each step takes ``batch_size`` consecutive numbers, of which every process gets its equal part, so that the
-    samples of a step do not depend on how many processes there are.
-    """
-
-    def __init__(self, first_step: int, last_step: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self._steps = range(first_step, last_step)
-        self._batch_size = batch_size
-        self._part = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return (step * self._batch_size + place for step in self._steps for place in self._part)
-
-    def __len__(self) -> int:
-        return len(self._steps) * len(self._part)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A whole thick-slice scan to reconstruct and score: images on a 1 mm grid, the truth and the brain in it."""
-
-    name: str
-    t1: nib.Nifti1Image
-    t2: nib.Nifti1Image
-    geometry: SliceGeometry
-    truth: np.ndarray
-    mask: np.ndarray
-
-
-def validation_cases(subjects: Sequence[Subject], scans: Sequence[tuple[str, float]]) -> Iterator[Case]:
-    """Thick-slice scans of each subject, in the directions and thicknesses (voxels) given."""
-    for subject in subjects:
-        mask = brain_mask(subject.t2)
-        for direction, thickness in scans:
-            axis = AXES[direction]
-            geometry = SliceGeometry.fitting(axis, subject.t2.shape[axis], thickness)
-            upsampled = upsample(acquire(subject.t2, geometry), geometry, subject.t2.shape[axis])
-            t1, t2 = (nib.Nifti1Image(array.astype(np.float32), np.eye(4)) for array in (subject.t1, upsampled))
-            yield Case(f"sub-{subject.label} {direction} {thickness:g} mm", t1, t2, geometry, subject.t2, mask)

@@ -1,1 +1,1 @@
-"""What training needs besides the data: losses, optimisers, checkpoints, processes, TensorBoard, augmentation."""
+"""Training: splits, settings, batches, losses, optimisers, checkpoints, processes, validation, TensorBoard, results."""

@@ -1,12 +1,13 @@
-"""What training needs besides PyTorch's own optimisers."""
+"""Optimisers, learning rate and running mean of the weights."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class KernelMuon(torch.optim.Optimizer):
@@ -50,16 +51,51 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
-class RunningMean:
-    """A network whose weights are the exponential running mean of another's; with no decay, that other network."""
+def make_optimizers(network: nn.Module, settings: Mapping) -> list[torch.optim.Optimizer]:
+    """The published recipe's Adam; or Muon on the kernels and Adam, at half the rate, on the last layer and biases.
 
-    def __init__(self, network: nn.Module, decay: float):
-        self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
-        self._decay = decay
+    Each group's ``relative_rate`` says what it takes of the learning rate of a step (see ``set_learning_rate``).
+    """
+    rate = settings["learning_rate"]
+    if settings["recipe"] == "babyai":
+        optimizers = [torch.optim.Adam(network.parameters(), lr=rate)]
+    else:
+        named = dict(network.named_parameters())
+        kernels = {name for name, parameter in named.items() if parameter.dim() == 5 and not name.startswith("head.")}
+        optimizers = [
+            KernelMuon([named[name] for name in named if name in kernels], rate),
+            torch.optim.Adam([named[name] for name in named if name not in kernels], lr=rate / 2, betas=(0.9, 0.99)),
+        ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["relative_rate"] = group["lr"] / rate
+    return optimizers
 
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Take in the network's weights after this many steps; at first the mean is over a fourth of the steps."""
-        if self._decay:
-            weight = max(1 - self._decay, 4 / (step + 4))
-            torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
+
+def learning_rate_at(step: int, steps: int, settings: Mapping) -> float:
+    """Linear warm-up, then half a cosine from the peak to the floor."""
+    warm_up = min(1.0, (step + 1) / max(settings["warm_up"], 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return settings["learning_rate"] * warm_up * (settings["floor"] + (1 - settings["floor"]) * cosine)
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Give every group of parameters its share of the learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["relative_rate"]
+
+
+def mean_of_weights(network: nn.Module, decay: float) -> AveragedModel:
+    """A network whose weights are the exponential running mean of those of ``network``; with a decay of 0, the same.
+
+    ``update_parameters(network)`` takes in the weights after a step. At first the mean is over a fourth of the steps,
+    so that the fresh weights are soon forgotten.
+    """
+
+    def updated(mean: Tensor, weights: Tensor, steps: Tensor) -> Tensor:
+        return mean.lerp(weights, torch.clamp(4 / (steps + 4), min=1 - decay))
+
+    averaged = AveragedModel(network, avg_fn=updated)
+    averaged.update_parameters(network)  # the first update copies
+    return averaged.requires_grad_(False)

@@ -1,0 +1,83 @@
+"""The batches of a run, one for each step, on the device; made by worker processes that training outlives."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from func.errors import BabyAIError
+from func.training.distributed import Processes
+from func.training.signals import ignore_signals
+
+# A forked worker shares the scans with its parent. macOS's own libraries do not survive a fork.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+class SampleNumbers(Sampler):
+    """The numbers of the samples that one of several processes draws, from the first step it has still to do.
+
+    Each step takes ``batch_size`` consecutive numbers, of which every process gets its equal part, so that the
+    samples of a step do not depend on how many processes there are.
+    """
+
+    def __init__(self, first_step: int, last_step: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self._steps = range(first_step, last_step)
+        self._batch_size = batch_size
+        self._part = range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return (step * self._batch_size + place for step in self._steps for place in self._part)
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._part)
+
+
+def training_batches(
+    samples: Dataset,
+    steps: range,
+    batch_size: int,
+    workers: int,
+    processes: Processes,
+    device: torch.device,
+) -> Iterator[dict[str, Tensor]]:
+    """This process's part of the batch of each step, by name, on the device.
+
+    Should a worker be killed (often for want of memory), this is said and new ones begin at the step they were at.
+
+    Raises:
+        BabyAIError: the new ones were killed too, before they had made a batch.
+    """
+    step, failures = steps.start, 0
+    while step < steps.stop:
+        loader = DataLoader(
+            samples,
+            batch_size // processes.count,
+            sampler=SampleNumbers(step, steps.stop, batch_size, processes.rank, processes.count),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context=START_METHOD if workers else None,
+            worker_init_fn=ignore_signals,
+            pin_memory=device.type == "cuda",
+        )
+        batches = iter(loader)
+        # PyTorch's own handler would raise the death of a worker anywhere, in the middle of an optimiser's step too.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            for batch in batches:
+                yield {name: part.to(device, non_blocking=True) for name, part in batch.items()}
+                step, failures = step + 1, 0
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            failures += 1
+            if failures == 2:
+                raise BabyAIError(
+                    f"The workers that make samples were killed twice at step {step}, probably for want of memory; go "
+                    "on with --resume and fewer --workers."
+                ) from error
+            print(f"A worker that makes samples was killed; new ones go on from step {step}.", file=sys.stderr)

@@ -1,0 +1,87 @@
+"""What a run learns from and is checked with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from func.dataset import (
+    PublishedPatches,
+    Subject,
+    ThickSliceSamples,
+    find_subjects,
+    phantoms,
+    published_images,
+    read_pseudo_pairs,
+    read_subjects,
+    shapes,
+)
+from func.errors import BabyAIError
+from func.training.run_folder import Run
+from func.training.splits import PARTS
+
+VALIDATION_SAMPLES = 32  # of the compact recipe
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples to train on, of which ``epoch`` are an epoch; those to validate with; the subjects of each part."""
+
+    samples: Dataset
+    epoch: int
+    validation: Dataset
+    validation_samples: int
+    subjects: dict[str, list[Subject]]
+    errors: list[BabyAIError]  # of subjects who cannot be used
+
+    @property
+    def description(self) -> str:
+        """The number of subjects in each part."""
+        return ", ".join(f"{len(self.subjects[part])} for {part}" for part in PARTS)
+
+
+def prepare_data(run: Run, data_dir: Path) -> TrainingData:
+    """Read every subject of the split once, and make the samples of the recipe.
+
+    Raises:
+        BabyAIError: no training subject can be used.
+    """
+    settings = run.settings
+    published = settings["recipe"] == "babyai"
+    groups, errors = find_subjects(data_dir)
+    subjects = {}
+    for part in PARTS:
+        wanted = [group for label in sorted(groups) for group in groups[label] if run.parts.get(label) == part]
+        subjects[part], faults = read_subjects(wanted, published)
+        errors += faults
+    train, validation = subjects["train"], subjects["validation"]
+    if not train:
+        raise BabyAIError(f"No training subject below {data_dir} can be used: {errors[0] if errors else ''}")
+    make = _published_samples if published else _compact_samples
+    return TrainingData(*make(train, validation, settings), subjects, errors)
+
+
+def _published_samples(train: list[Subject], validation: list[Subject], settings: Mapping) -> tuple:
+    """Every patch of every image is a sample, and validation takes all of them too."""
+    samples, checks = (PublishedPatches(published_images(part), settings["seed"]) for part in (train, validation))
+    return samples, len(samples), checks, len(checks)
+
+
+def _compact_samples(train: list[Subject], validation: list[Subject], settings: Mapping) -> tuple:
+    """Random crops in random slices, of the subjects and of invented heads; validation takes some of the subjects'."""
+    sources = read_pseudo_pairs(settings["extra_t1"]), phantoms(settings["phantoms"]), shapes(settings["shapes"])
+    invented = [source for source in sources if source]
+    share = settings["invented_share"] if invented else 0
+    weights = np.array([settings["subject_weights"].get(subject.label, 1.0) for subject in train])
+    shares = [*((1 - share) * weights / weights.sum())]
+    for source in invented:
+        shares += [share / len(invented) / len(source)] * len(source)
+    seed, patch = settings["seed"], settings["patch"]
+    samples = ThickSliceSamples([*train, *chain.from_iterable(invented)], shares, seed, patch)
+    checks = ThickSliceSamples(validation, np.ones(len(validation)), seed + 1, patch)
+    return samples, settings["samples_per_subject"] * len(train), checks, VALIDATION_SAMPLES if validation else 0
