@@ -30,7 +30,6 @@ from func.scans.files import atomic
 from func.scans.hub import ATLAS_FILE, fetch
 from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
 from func.scans.registration import (
-    LEAST_SIMILARITY,
     Registration,
     check_same_head,
     load_itk_transform,
@@ -47,7 +46,7 @@ DATA_DIR = REPO_ROOT / "data"  # holds raw sub-*_T1w.nii.gz and sub-*_T2w.nii.gz
 OUTPUT_DIR = REPO_ROOT / "results" / "prepared"
 ATLAS = None  # a file; None for the published atlas, from the Hugging Face Hub
 SPACE = "T1w"  # where --inverse leads: the T1w's own grid, or 1 mm voxels along the T2w's own axes
-MIN_SIMILARITY = LEAST_SIMILARITY  # of T1w and T2w, 0 to 1; with less, a T2w counts as misplaced or another infant's
+MIN_SIMILARITY = None  # of T1w and T2w, 0 to 1; None refuses only a T2w whose registration failed
 WORKERS = processors()
 OVERWRITE = False
 
@@ -82,7 +81,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--min-similarity",
         type=float,
         default=MIN_SIMILARITY,
-        help="least similarity of T1w and T2w, 0 to 1, with which a T2w is written (default: %(default)s)",
+        metavar="S",
+        help="refuse a T2w that is less similar to its T1w than this, 0 to 1, and no other (default: refuse it where "
+        "the registration failed)",
     )
     parser.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
     add_overwrite(parser, OVERWRITE)
@@ -215,7 +216,7 @@ def prepare_t2(
     try:
         check_same_head(registration, t1, t2, arguments.min_similarity)
     except BabyAIError as error:
-        raise BabyAIError(f"{error} If {picture} shows them well aligned, lower --min-similarity.") from None
+        raise BabyAIError(f"{error} Their edges: {picture}") from None
     save_itk_transform(transform_path(target, "T1w"), registration.matrix)
     save_itk_transform(transform_path(target, "atlas"), matrix)
     sidecar = described(t2, target, atlas, matrix, registration, arguments)
@@ -245,8 +246,7 @@ def described(
         "Registration": {
             "AtlasToScan": matrix.tolist(),
             "Transform": transform_path(target, "atlas").name,
-            "Similarity": round(registration.similarity, 4),
-            "Overlap": round(registration.overlap, 4),
+            **registration.to_sidecar(),
         },
         "AsAcquired": {"Shape": list(scan.shape), "Affine": scan.affine.tolist()},
     }

@@ -212,7 +212,7 @@ class TestRawMode:
     @pytest.fixture
     def without_registration(self, monkeypatch):
         """Scans that did not move: registration has its own tests."""
-        still = Registration(np.eye(4), 0.5, 1.0)
+        still = Registration(np.eye(4), 0.5, 0.4, 0.8, 1.0)
         monkeypatch.setattr(working_grid, "register_rigid", lambda *args, **kwargs: still)
 
     @pytest.mark.parametrize("left_handed", [False, True])

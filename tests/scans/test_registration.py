@@ -15,6 +15,7 @@ from func.scans.nifti import read_volume
 from func.scans.registration import (
     Registration,
     check_same_head,
+    judge_placement,
     load_itk_transform,
     mean_displacement,
     register_rigid,
@@ -123,18 +124,76 @@ def test_a_brain_is_laid_upon_a_larger_head_in_its_own_size():
 
 def test_the_t2w_of_another_infant_resembles_less(newborn):
     other = infant_brain((96, 112, 96), age_months=0, size=0.8, seed=5).t1
-    own, others = (register_rigid(t1, newborn.stack, start=np.eye(4)).similarity for t1 in (newborn.t1, other))
-    assert others < 0.9 * own
+    own, others = (register_rigid(t1, newborn.stack, start=np.eye(4)) for t1 in (newborn.t1, other))
+    assert own.verdict == "right"
+    assert others.similarity < 0.9 * own.similarity
 
 
-def test_a_failed_registration_is_told(newborn):
-    for registration, sentence in (
-        (Registration(np.eye(4), similarity=0.2, overlap=1.0), "does not look like"),
-        (Registration(np.eye(4), similarity=0.4, overlap=0.3), "Only 30% of the head"),
+PLACED_WRONG = {
+    "aside": motion((0, 0, 0), (20, 0, 0)),
+    "up": motion((0, 0, 0), (0, 0, 20)),
+    "nodded": motion((20, 0, 0), (0, 0, 0)),
+    "turned": motion((0, 0, 20), (0, 0, 0)),
+    "upside down": motion((180, 0, 0), (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", PLACED_WRONG)
+def test_a_wrong_placement_has_failed(newborn, name):
+    center = newborn.points.mean(axis=0)
+    about_center = from_matvec(np.eye(3), center) @ PLACED_WRONG[name] @ from_matvec(np.eye(3), -center)
+    assert judge_placement(newborn.t1, newborn.stack, np.eye(4)).verdict == "right"
+    assert judge_placement(newborn.t1, newborn.stack, about_center).verdict == "failed"
+    assert judge_placement(newborn.stack, newborn.t1, np.linalg.inv(about_center)).verdict == "failed"
+
+
+def test_left_and_right_exchanged_is_told(newborn, capsys):
+    """Even of a phantom, whose two sides differ in their folds only."""
+    exchanged = nib.Nifti1Image(np.asarray(newborn.stack.dataobj)[::-1], newborn.stack.affine)
+    registration = register_rigid(newborn.t1, exchanged, start=np.eye(4))
+    assert registration.verdict != "right"
+    check_same_head(registration, newborn.t1, exchanged)
+    assert "fits better mirrored" in capsys.readouterr().err
+
+
+def measured(**measures: float) -> Registration:
+    """A registration that is right but for what is given."""
+    return Registration(
+        np.eye(4), **({"similarity": 0.4, "sharpness": 0.35, "mirrored": 0.85, "overlap": 1} | measures)
+    )
+
+
+def test_only_what_failed_is_refused_and_what_is_unsure_is_warned_of(newborn, capsys):
+    check_same_head(measured(similarity=0.15), newborn.t1, newborn.stack)
+    assert "WARNING" not in capsys.readouterr().err
+    check_same_head(measured(sharpness=0.15, mirrored=0.98), newborn.t1, newborn.stack)
+    assert "WARNING" in (said := capsys.readouterr().err) and "may not fit" in said
+    for failed, sentence in (
+        (measured(similarity=0.02), "could not be laid upon"),
+        (measured(sharpness=0.05), "could not be laid upon"),
+        (measured(mirrored=1.15), "fits better mirrored"),
+        (measured(overlap=0.3), "only 30% of the head"),
     ):
-        with pytest.raises(BabyAIError, match=sentence):
-            check_same_head(registration, newborn.t1, newborn.stack)
-    check_same_head(Registration(np.eye(4), similarity=0.2, overlap=1.0), newborn.t1, newborn.stack, least=0.1)
+        with pytest.raises(BabyAIError, match=f"{sentence}.*--min-similarity 0"):
+            check_same_head(failed, newborn.t1, newborn.stack)
+        check_same_head(failed, newborn.t1, newborn.stack, min_similarity=0)
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(BabyAIError, match="than --min-similarity asks for"):
+        check_same_head(measured(), newborn.t1, newborn.stack, min_similarity=0.5)
+
+
+@pytest.mark.parametrize("extracted", ["T1w", "T2w", "neither"])
+def test_a_brain_fits_its_own_whole_head_through_noise(extracted):
+    axes, origin, head = np.diag([1.6, 1.6, 1.6]), (-58, -80, -75), {"age_months": 9, "size": 0.6}
+    t1 = infant_brain((72, 88, 88), from_matvec(axes, origin), skull=extracted != "T1w", **head).t1
+    affine = from_matvec(axes * [1, 1, 2.8], origin)
+    t2 = np.asarray(infant_brain((72, 88, 32), affine, skull=extracted != "T2w", **head).t2.dataobj)
+    shaded = t2 * np.linspace(0.7, 1.3, 72)[:, None, None]
+    noise = np.random.default_rng(0).normal(0, 0.05 * np.percentile(t2[t2 > 0], 99), (2, *t2.shape))
+    noisy = nib.Nifti1Image(np.hypot(shaded + noise[0], noise[1]).astype(np.float32), affine)
+    registration = register_rigid(t1, noisy, start=motion((4, -6, 5), (5, -4, 6)))
+    assert registration.verdict != "failed"
+    assert mean_displacement(registration.matrix, np.eye(4), np.array(list(np.ndindex(2, 2, 2))) * 60 - 30) < 1
 
 
 def test_too_few_slices_are_refused(newborn):
@@ -152,6 +211,15 @@ def test_real_scans_are_laid_upon_each_other(real_data, case, by):
     brain = apply_affine(t1.affine, np.argwhere(np.asarray(t1.dataobj) > 0)[::50])
     registration = register_rigid(t1, nib.Nifti1Image(t2.dataobj, by @ t2.affine))
     assert mean_displacement(registration.matrix, truth, brain) < 0.5
+
+
+def test_of_real_scans_one_head_is_right_and_another_infant_is_not(real_data, capsys):
+    clinical = [read_volume(real_data / "real" / f"sub-MS03s2_{suffix}.nii.gz") for suffix in ("T1w", "T2w")]
+    check_same_head(register_rigid(*clinical, start=np.eye(4)), *clinical)
+    assert "WARNING" not in capsys.readouterr().err
+    t1, t2 = (read_volume(real_data / "pairs" / f"sub-{name}.nii.gz") for name in ("A07_T1w", "A12_T2w"))
+    check_same_head(register_rigid(t1, t2, start=np.eye(4)), t1, t2)
+    assert "WARNING" in capsys.readouterr().err
 
 
 def blob(shape, affine, center, sigma=3.0) -> nib.Nifti1Image:

@@ -13,7 +13,7 @@ the direction in which an image is resampled, and ITK's. Files hold them in ITK'
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,7 +22,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from func.errors import BabyAIError
+from func.errors import BabyAIError, warn
 from func.scans.files import atomic
 from func.scans.nifti import name_of
 
@@ -33,8 +33,11 @@ _HEAD_RADIUS = 50.0
 _THICK = 1.5
 # Samples beyond which a level's similarity gains nothing in precision.
 _MOST_SAMPLES = 40_000
-# What a T2w tells of its own T1w and of another's was 0.30 to 0.39 and 0.10 to 0.24, in 11 and 7 pairs of real scans.
-LEAST_SIMILARITY = 0.25
+# Measured with scripts/tools/check_same_head.py (docs/same_head.md).
+RIGHT, UNSURE, FAILED = "right", "unsure", "failed"
+LEAST_SHARPNESS, SURE_SHARPNESS = 0.08, 0.25
+SURE_MIRRORED, MOST_MIRRORED = 0.92, 1.06
+LEAST_SIMILARITY, LEAST_OVERLAP = 0.05, 0.5
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A count blurs over the neighbouring bins (Parzen), so that few samples make a smooth histogram.
 _WINDOW = np.exp(-(np.subtract.outer(np.arange(_BINS), np.arange(_BINS)) ** 2) / (2 * 0.7**2))
@@ -46,16 +49,47 @@ _WINDOW /= _WINDOW.sum(axis=1, keepdims=True)
 class Registration:
     """How one scan lies against another.
 
+    How much mutual information two scans have depends on their contrast, noise and field of view; whether they lie
+    right shows in how sharply it peaks, and in how much less there is when the head is mirrored, as is that of any
+    other infant (docs/same_head.md).
+
     Attributes:
         matrix: shape (4, 4), world mm (RAS+) of the fixed image -> world mm of the moving image.
         similarity: mutual information in and around the head, at 2 mm, over the entropy of the image that was sampled
             (the smaller head, or else the thicker voxels): 0 to 1.
+        sharpness: share of the mutual information that 4 mm and 4 degrees of displacement take away, at 4 mm.
+        mirrored: mutual information of the mirrored head, laid on as well as it can be, over that of the head.
         overlap: share of the head in the sampled image that lies inside the other image's field of view.
     """
 
     matrix: np.ndarray
     similarity: float
+    sharpness: float
+    mirrored: float
     overlap: float
+
+    @property
+    def verdict(self) -> str:
+        """``right``, ``failed``, or between the two ``unsure``.
+
+        Right is what fits clearly better than its mirror image; or better and with a sharp peak, since some heads are
+        nearly symmetric.
+        """
+        if (
+            self.similarity < LEAST_SIMILARITY
+            or self.sharpness < LEAST_SHARPNESS
+            or self.mirrored > MOST_MIRRORED
+            or self.overlap < LEAST_OVERLAP
+        ):
+            return FAILED
+        if self.mirrored < SURE_MIRRORED or (self.mirrored < 1 and self.sharpness > SURE_SHARPNESS):
+            return RIGHT
+        return UNSURE
+
+    def to_sidecar(self) -> dict[str, float | str]:
+        """Verdict and measures, for a JSON sidecar."""
+        measures = ("similarity", "sharpness", "mirrored", "overlap")
+        return {"Verdict": self.verdict} | {name.capitalize(): round(getattr(self, name), 4) for name in measures}
 
 
 @dataclass(frozen=True)
@@ -86,25 +120,64 @@ def register_rigid(
     Raises:
         BabyAIError: an image has hardly any slices, or nothing in it.
     """
-    reference, floating = _prepared(fixed), _prepared(moving)
-    swapped = _is_better_reference(floating, reference)
-    if swapped:
-        reference, floating = floating, reference
-    references, floatings = _pyramid(reference), _pyramid(_padded(_at_spacing(floating, 1)))
-    levels = {spacing: _Level(references[spacing], floatings[spacing], scaled) for spacing in (8, 4, 2, 1)}
-    if start is None:
-        matrix = _search(levels)
-    else:
-        matrix = levels[4].align(np.linalg.inv(start) if swapped else np.asarray(start, float))
+    pair = _Pair(fixed, moving, scaled)
+    levels = pair.levels
+    matrix = _search(levels) if start is None else levels[4].align(pair.turned(np.asarray(start, float)))
     # The slice profile is left out: it blurs alike to both sides, and seeing the floating volume through it gained
     # nothing (0.12 mm off either way, with 6 mm slices of a real infant).
     matrix = levels[1].align(levels[2].align(matrix))
-    similarity = levels[2].share_told(matrix)
-    overlap = _overlap(reference, floating, matrix)
-    matrix = np.linalg.inv(matrix) if swapped else matrix
+    registration = pair.judged(matrix)
     if scaled:
-        matrix = _rigid_part(matrix, _center(reference if swapped else floating))
-    return Registration(matrix, similarity, overlap)
+        center = _center(pair.reference if pair.swapped else pair.floating)
+        registration = replace(registration, matrix=_rigid_part(registration.matrix, center))
+    return registration
+
+
+def judge_placement(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, matrix: np.ndarray) -> Registration:
+    """How well a matrix lays two scans upon each other, as it is: what :func:`register_rigid` says of what it found.
+
+    Raises:
+        BabyAIError: as :func:`register_rigid`.
+    """
+    pair = _Pair(fixed, moving)
+    return pair.judged(pair.turned(np.asarray(matrix, float)))
+
+
+class _Pair:
+    """Two scans, ready to be compared: the one that is sampled (``reference``) and the other (``floating``).
+
+    ``levels`` holds them at 8, 4, 2 and 1 mm. Matrices map the reference's world mm to the floating scan's.
+    """
+
+    def __init__(self, fixed: nib.Nifti1Image, moving: nib.Nifti1Image, scaled: bool = False) -> None:
+        self.reference, self.floating = _prepared(fixed), _prepared(moving)
+        self.swapped = _is_better_reference(self.floating, self.reference)
+        if self.swapped:
+            self.reference, self.floating = self.floating, self.reference
+        references, floatings = _pyramid(self.reference), _pyramid(_padded(_at_spacing(self.floating, 1)))
+        self.levels = {spacing: _Level(references[spacing], floatings[spacing], scaled) for spacing in (8, 4, 2, 1)}
+
+    def turned(self, matrix: np.ndarray) -> np.ndarray:
+        """A matrix from the fixed to the moving image as one from reference to floating scan, or the reverse."""
+        return np.linalg.inv(matrix) if self.swapped else matrix
+
+    def judged(self, matrix: np.ndarray) -> Registration:
+        """The matrix, reference to floating scan, as a registration of the fixed and the moving image."""
+        return Registration(
+            matrix=self.turned(matrix),
+            similarity=self.levels[2].share_told(matrix),
+            sharpness=self.levels[4].sharpness(matrix),
+            mirrored=self._similarity_mirrored(matrix) / self.levels[4].similarity(matrix),
+            overlap=_overlap(self.reference, self.floating, matrix),
+        )
+
+    def _similarity_mirrored(self, matrix: np.ndarray) -> float:
+        """Greatest mutual information, at 4 mm, of the reference mirrored: along a world axis, then laid on anew."""
+        coarse, level = self.levels[8], self.levels[4]
+        mirrors = [np.diag(signs) for signs in 1.0 - 2.0 * np.eye(3)]
+        starts = [matrix @ nib.affines.from_matvec(mirror, level.center - mirror @ level.center) for mirror in mirrors]
+        (best,) = coarse.best([coarse.align(start) for start in starts], 1)
+        return level.similarity(level.align(best))
 
 
 def _prepared(image: nib.Nifti1Image) -> _Volume:
@@ -201,6 +274,17 @@ class _Level:
         """Mutual information over the reference's entropy: 0 to 1."""
         information, _, entropy = self._evaluate(matrix)
         return information / entropy
+
+    def sharpness(self, matrix: np.ndarray) -> float:
+        """Share of the mutual information that is lost where the scans are shifted by 4 mm and turned by 4 degrees.
+
+        The mean over 40 directions; 0 or less where the matrix is no peak.
+        """
+        directions = np.random.default_rng(0).normal(size=(40, 2, 3))
+        directions /= np.linalg.norm(directions, axis=2, keepdims=True)
+        steps = (directions * [[np.deg2rad(4) * _HEAD_RADIUS], [4.0]]).reshape(40, 6)
+        kept = np.mean([self.similarity(matrix @ self._motion(step)) for step in steps])
+        return float(1 - kept / self.similarity(matrix))
 
     def best(self, matrices: list[np.ndarray], count: int) -> list[np.ndarray]:
         """The ``count`` matrices of greatest similarity, the greatest first."""
@@ -317,23 +401,46 @@ def _distinct(matrices: list[np.ndarray], center: np.ndarray) -> list[np.ndarray
 
 
 def check_same_head(
-    registration: Registration, t1: nib.Nifti1Image, t2: nib.Nifti1Image, least: float = LEAST_SIMILARITY
+    registration: Registration, t1: nib.Nifti1Image, t2: nib.Nifti1Image, min_similarity: float | None = None
 ) -> None:
-    """Refuse a registration that failed, or of two scans that are not of one infant.
+    """Refuse a registration that failed, and warn of one that may have.
+
+    Args:
+        min_similarity: refuse what is less similar than this, and nothing else; None judges the registration itself.
 
     Raises:
-        BabyAIError: the similarity is less than ``least``, or less than half of the head is in both scans.
+        BabyAIError: the registration failed, or is less similar than ``min_similarity``.
     """
-    if registration.overlap < 0.5:
+    measured = f"similarity {registration.similarity:.2f}, sharpness {registration.sharpness:.2f}"
+    if min_similarity is not None and registration.similarity < min_similarity:
         raise BabyAIError(
-            f"Only {registration.overlap:.0%} of the head is in both {name_of(t2)} and {name_of(t1)}; check that both "
-            "show the whole brain."
+            f"{name_of(t2)} is less similar to {name_of(t1)} than --min-similarity asks for ({measured}); check that "
+            "they are of the same infant, or lower it."
         )
-    if registration.similarity < least:
-        raise BabyAIError(
-            f"{name_of(t2)} does not look like {name_of(t1)} (similarity {registration.similarity:.2f}, expected "
-            f"{least:.2f} or more); check that both are of the same infant."
+    if registration.verdict == RIGHT:
+        return
+    problem, advice = _suspicion(registration)
+    sentence = f"{name_of(t2)} {problem} {name_of(t1)} ({measured}): {advice}"
+    if registration.verdict == FAILED and min_similarity is None:
+        raise BabyAIError(f"{sentence}. If they are known to fit, --min-similarity 0 makes the result all the same.")
+    warn(f"{sentence}.")
+
+
+def _suspicion(registration: Registration) -> tuple[str, str]:
+    """What seems wrong between the T2w and the T1w, and what to check."""
+    if registration.overlap < LEAST_OVERLAP:
+        share = f"shows only {registration.overlap:.0%} of the head that is to be seen in"
+        return share, "check that both scans show the whole brain"
+    if registration.mirrored > 1 and min(registration.similarity, registration.sharpness) > LEAST_SHARPNESS:
+        return (
+            "fits better mirrored onto",
+            "left and right may be exchanged in one of the headers, or it is another infant's scan",
         )
+    return (
+        "may not fit" if registration.verdict == UNSURE else "could not be laid upon",
+        "the usual causes are another infant's scan, only one of the two brain-extracted, much noise or motion, or a "
+        "header with wrong voxel sizes or units; look at the edges of one scan on the other",
+    )
 
 
 def _rigid_part(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
