@@ -1,4 +1,6 @@
-"""Score reconstructions against isotropic ground truth, beside cubic interpolation.
+"""Score reconstructions, beside cubic interpolation: against a truth, against slices taken away, on planted lesions.
+
+Results against the isotropic T2w that their inputs were made from:
 
     python scripts/evaluate.py --reference-dir DATA --results-dir RESULTS --baseline-dir SYNTHESISED
 
@@ -20,6 +22,24 @@ grid than the truth, need it.
 A mean is over subjects, each with the mean of its scans, and so is its interval (Student's t). Ages are read from
 participants.tsv and sub-*/sub-*_sessions.tsv in DATA, in the units that the JSON file beside the table states.
 
+Real scans, of which there is no truth:
+
+    python scripts/evaluate.py --held-out-slices --data-dir RAW --output-dir OUTPUT
+
+Every second slice of each T2w is taken away, the others are reconstructed with the T1w (thickness as it was, spacing
+doubled), and what the result shows at the places of the slices taken away is scored against them, inside the head at
+1 mm in-plane: held_out_slices.csv, held_out_slices.md, and a picture of each scan. It tells how well the space between
+slices is filled on your own scans. The gaps are twice as wide as in a real run, so that the figures are pessimistic;
+and no slice shows detail finer than itself, so that they say nothing of sharpness.
+
+Lesions, which the network has not learnt and must neither lose nor copy from the T1w:
+
+    python scripts/evaluate.py --lesions --data-dir DATA --output-dir OUTPUT --thickness 4 --directions axial
+
+DATA holds isotropic pairs of 1 mm. Bright lesions of 3, 5 and 10 mm are planted at random places, in the T2w only, the
+T1w only, or both, before the T2w is sliced. lesions.csv and lesions.md tell how much of their contrast and size the
+result keeps, and how much of a lesion in the T1w only appears in it; pictures show one lesion of each kind.
+
 Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
@@ -27,33 +47,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.affines import apply_affine
+from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from func.commands import Tally, in_processes, processors, run_to_the_end, script_parser
-from func.errors import BabyAIError, warn
-from func.reconstruction.uncertainty import correlation, coverage, sampled
+from func.errors import warn
 from func.reports.ages import group_of, read_age_groups
-from func.reports.comparisons import Comparison, find_comparisons, weights_of
-from func.reports.scores import (
-    INNER_DEPTH,
-    brain_mask,
-    inner_brain,
-    score_brain,
-    score_volume,
-    sharpness,
-    tissue_agreement,
-)
+from func.reports.comparisons import find_comparisons, score_comparison, weights_of
+from func.reports.held_out import HELD_OUT_MEANING, draw_held_out, hold_out_slices
+from func.reports.lesions import DIAMETERS, KINDS, LESIONS_MEANING, plant_lesions
+from func.reports.scores import INNER_DEPTH
 from func.reports.tables import (
-    BASELINE,
-    RESULT,
+    LESIONS,
     SCORES,
     draw_boxplot,
     grouped,
@@ -65,11 +77,11 @@ from func.reports.tables import (
     write_csv,
     write_text,
 )
-from func.scans.bids import entities_of, slicing_of, stem_of
-from func.scans.intensity import zero_based_scale
-from func.scans.nifti import check_same_grid, read_volume, to_ras
-from func.scans.registration import register_rigid, resample
-from func.scans.sidecars import read_sidecar
+from func.scans.bids import Pair, entities_of, find_pairs, slicing_of, stem_of
+from func.scans.case import Case, check_grids, read_case
+from func.scans.hub import find_weights
+from func.scans.nifti import array_of, image_of, to_ras
+from func.slices.geometry import AXIS_ACROSS, SliceGeometry
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -80,54 +92,89 @@ OUTPUT_DIR = None  # None: the folder "evaluation" in RESULTS_DIR
 DEPTH = INNER_DEPTH  # mm below the edge of the brain mask, where the inner brain begins
 ALIGN = False  # lay every volume on the truth by a small rigid motion first
 WORKERS = processors()
+# Of --held-out-slices and --lesions, which reconstruct by themselves:
+DATA_DIR = REPO_ROOT / "data"  # raw pairs, or isotropic pairs of 1 mm
+THICKNESSES = (4.0,)  # mm, of the slices that lesions are seen through
+DIRECTIONS = ("axial",)
+WEIGHTS = "bundled"  # bundled, or a file
+DEVICE = "auto"  # auto, cpu, cuda or mps
+PRECISION = "auto"  # auto, float32 or bfloat16
 
 LARGEST_MOVE = 2.0  # mm: what --align moves farther did not lie where it should, and is named
-AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of a volume in RAS order, across the slices
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate what the arguments ask for; returns the exit code."""
-    return run_to_the_end("evaluate.py", partial(evaluate_folder, parse_arguments(argv)), Tally("evaluated"))
+    arguments = parse_arguments(argv)
+    if arguments.held_out_slices:
+        evaluate = evaluate_held_out_slices
+    elif arguments.lesions:
+        evaluate = evaluate_lesions
+    else:
+        evaluate = evaluate_results
+    return run_to_the_end("evaluate.py", partial(evaluate, arguments), Tally("evaluated"))
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
     parser = script_parser(__doc__)
-    parser.add_argument(
+    results = parser.add_argument_group("results against a truth")
+    results.add_argument(
         "--reference-dir",
         type=Path,
         default=REFERENCE_DIR,
         help="isotropic T2w scans, the truth (default: %(default)s)",
     )
-    parser.add_argument(
+    results.add_argument(
         "--results-dir", type=Path, default=RESULTS_DIR, help="reconstructions to score (default: %(default)s)"
     )
-    parser.add_argument(
+    results.add_argument(
         "--baseline-dir", type=Path, default=BASELINE_DIR, help="scans they were made from (default: none)"
     )
-    parser.add_argument(
-        "--output-dir", type=Path, default=OUTPUT_DIR, help="for the tables (default: RESULTS_DIR/evaluation)"
-    )
-    parser.add_argument(
+    results.add_argument(
         "--depth", type=float, default=DEPTH, metavar="MM", help="where the inner brain begins (default: %(default)g)"
     )
-    parser.add_argument(
+    results.add_argument(
         "--align",
         action=argparse.BooleanOptionalAction,
         default=ALIGN,
         help="lay every volume on the truth by a small rigid motion before it is scored",
     )
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
+    results.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
+    own = parser.add_argument_group("scans reconstructed here")
+    kind = own.add_mutually_exclusive_group()
+    kind.add_argument("--held-out-slices", action="store_true", help="score raw scans on slices taken away from them")
+    kind.add_argument("--lesions", action="store_true", help="score what is left of lesions planted into scans")
+    own.add_argument("--data-dir", type=Path, default=DATA_DIR, help="pairs of T1w and T2w (default: %(default)s)")
+    own.add_argument(
+        "--thickness", type=float, nargs="+", default=THICKNESSES, metavar="MM", help="of slices, for --lesions"
+    )
+    own.add_argument(
+        "--directions", nargs="+", choices=AXIS_ACROSS, default=DIRECTIONS, help="of slices, for --lesions"
+    )
+    own.add_argument("--weights", default=WEIGHTS, help="bundled, or a file (default: %(default)s)")
+    own.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    own.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=OUTPUT_DIR,
+        help="for tables and pictures (default: RESULTS_DIR/evaluation)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         parser.error("--workers must be 1 or more")
     if not 0 <= arguments.depth < float("inf"):
         parser.error("--depth must be 0 mm or more")
+    if not all(1 < thickness < float("inf") for thickness in arguments.thickness):
+        parser.error("--thickness must be more than 1 mm")
     arguments.output_dir = arguments.output_dir or arguments.results_dir / "evaluation"
     return arguments
 
 
-def evaluate_folder(arguments: argparse.Namespace, tally: Tally) -> None:
+def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
     """Score every reconstruction of a folder and write the tables; one that fails is told and left out of them.
 
     Raises:
@@ -192,112 +239,104 @@ def labels_of(result: Path, ages: dict[tuple[str, str], str]) -> dict:
     }
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The isotropic T2w in RAS order: the image, its voxels, and the brain in them, whole and inner."""
-
-    image: nib.Nifti1Image
-    array: np.ndarray
-    brain: np.ndarray
-    inner: np.ndarray
-
-    @classmethod
-    def read(cls, path: Path, depth: float) -> Truth:
-        image = to_ras(read_volume(path))
-        array = image.get_fdata(dtype=np.float32)
-        brain = brain_mask(array)
-        return cls(image, array, brain, inner_brain(brain, nib.affines.voxel_sizes(image.affine), depth))
-
-
-def score_comparison(comparison: Comparison, depth: float, align: bool) -> tuple[list[dict], list[dict], list[dict]]:
-    """Scores of a reconstruction and of its baseline, in the inner brain, the whole brain and the whole volume.
-
-    Returns:
-        The rows of the tables: scores, tissues, and how the stated interval held, if one is stated.
+def evaluate_held_out_slices(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Take every second slice of each raw T2w away, predict it, and write the scores.
 
     Raises:
-        BabyAIError: a volume is unreadable, or lies on another grid than the truth and is not to be aligned.
+        BabyAIError: there is no scan, or the tables could not be written.
     """
-    truth = Truth.read(comparison.truth, depth)
-    result = read_volume(comparison.result)
-    motion = motion_to(truth, result, None, align)
-    estimates = {RESULT: on_grid_of(truth.image, result, motion)}
-    moved = {RESULT: {"moved_mm": mean_displacement(truth, motion)}} if align else {}
-    if comparison.baseline:
-        baseline = read_volume(comparison.baseline)
-        lies = motion_to(truth, baseline, registration_of(comparison.result), align)
-        estimates[BASELINE] = on_grid_of(truth.image, baseline, lies)
-    scores, tissues = [], []
-    for method, estimate in estimates.items():
-        for region, mask in (("inner", truth.inner), ("brain", truth.brain)):
-            found = asdict(score_brain(truth.array, estimate, mask))
-            found["sharpness"] = sharpness_of(comparison.result, truth, estimate, mask)
-            scores.append({"method": method, "region": region} | found | moved.get(method, {}))
-        scores.append({"method": method, "region": "volume"} | asdict(score_volume(truth.array, estimate)))
-        tissues += [{"method": method} | asdict(t) for t in tissue_agreement(truth.array, estimate, truth.inner)]
-    if comparison.uncertainty is None:
-        return scores, tissues, []
-    scale = zero_based_scale(estimates.get(BASELINE, estimates[RESULT]))
-    unit = scale.high - scale.low
-    widths = on_grid_of(truth.image, read_volume(comparison.uncertainty), motion) / unit
-    stated = truth.brain & (widths > 0)
-    if not stated.any():
-        raise BabyAIError(f"{comparison.uncertainty} states no interval inside the brain; make it again or remove it.")
-    errors, widths = np.abs(estimates[RESULT] - truth.array)[stated] / unit, widths[stated]
-    interval = {
-        "method": RESULT,
-        "coverage": coverage(errors, widths),
-        "correlation": correlation(errors, widths),
-        "median_width": float(np.median(widths)),
-        "errors": sampled(errors),
-        "widths": sampled(widths),
-    }
-    return scores, tissues, [interval]
+    reconstructor = load_reconstructor(arguments)
+
+    def in_t2_frame(case: Case):
+        """The isotropic T2w where the stack lies."""
+        result = reconstructor.reconstruct(case, "1mm")
+        to_t2 = np.asarray(result.report["Registration"]["T1wToT2w"])
+        return image_of(array_of(result.image), to_t2 @ result.image.affine)
+
+    def score(pair: Pair) -> list[dict]:
+        held_out = hold_out_slices(read_case(pair), in_t2_frame)
+        draw_held_out(arguments.output_dir / f"{pair.name}_held-out-slices.png", held_out)
+        labels = {"name": pair.name, "subject": pair.subject}
+        return [labels | row for row in held_out.scores()]
+
+    rows = over_pairs(score, arguments, tally)
+    if not rows:
+        return
+    scores = with_gain(pd.DataFrame(rows))
+    write_csv(arguments.output_dir / "held_out_slices.csv", scores)
+    groups = pd.concat([scores.assign(group=scores["name"]), scores.assign(group="all")])
+    shown = table(groups, {metric: SCORES[metric] for metric in ("psnr", "ssim", "gain")})
+    write_text(arguments.output_dir / "held_out_slices.md", ["# Slices taken away", "", shown, "", HELD_OUT_MEANING])
+    print(shown)
+    print(f"Table and pictures: {arguments.output_dir}")
 
 
-def registration_of(result: Path) -> np.ndarray | None:
-    """Where points of a raw result lie in the T2w that it was made from (4 x 4, world mm); None of one on a grid."""
-    matrix = read_sidecar(result).get("Registration", {}).get("T1wToT2w")
-    return None if matrix is None else np.asarray(matrix, float)
-
-
-def motion_to(truth: Truth, image: nib.Nifti1Image, known: np.ndarray | None, align: bool) -> np.ndarray | None:
-    """Where the truth's points lie in a volume (4 x 4, world mm): as known, refined by a registration to align it."""
-    if not align:
-        return known
-    return register_rigid(truth.image, image, start=np.eye(4) if known is None else known).matrix
-
-
-def on_grid_of(truth: nib.Nifti1Image, image: nib.Nifti1Image, motion: np.ndarray | None) -> np.ndarray:
-    """A volume on the truth's grid, float32; where a motion is given, interpolated there (cubic splines).
+def evaluate_lesions(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Plant lesions into each isotropic pair, slice and reconstruct it, and write what is left of them.
 
     Raises:
-        BabyAIError: no motion is given, and the volume lies on another grid.
+        BabyAIError: there is no scan, or the tables could not be written.
     """
-    if motion is not None:
-        return resample(image, truth.shape, truth.affine, motion)
-    image = to_ras(image)
-    try:
-        check_same_grid(truth, image)
-    except BabyAIError as error:
-        fault = str(error).rpartition(";")[0]
-        raise BabyAIError(f"{fault}; --align scores a volume on another grid than the truth's.") from None
-    return image.get_fdata(dtype=np.float32)
+    reconstructor = load_reconstructor(arguments)
+
+    def score(pair: Pair) -> list[dict]:
+        case, rows = read_case(pair), []
+        check_grids(case)
+        t1, t2 = to_ras(case.t1), to_ras(case.t2)
+        for seed, (thickness, direction) in enumerate(product(arguments.thickness, arguments.directions)):
+            axis = AXIS_ACROSS[direction]
+            geometry = SliceGeometry.fitting(axis, t2.shape[axis], thickness / voxel_sizes(t2.affine)[axis])
+            planted = plant_lesions(t1, t2, geometry, lambda thick: reconstructor.reconstruct(thick).image, seed)
+            scan = f"{pair.name}_acq-{direction}{thickness:g}mm"
+            labels = {"name": scan, "subject": pair.subject, "direction": direction, "thickness_mm": thickness}
+            rows += [labels | row for row in planted.scores()]
+            for lesion in (lesion for lesion in planted.lesions if lesion.diameter == DIAMETERS[1]):
+                picture = arguments.output_dir / f"{scan}_lesion-{lesion.kind.replace(' ', '-')}.png"
+                planted.draw(picture, lesion, "sagittal" if direction == "coronal" else "coronal")
+        return rows
+
+    rows = over_pairs(score, arguments, tally)
+    if not rows:
+        return
+    lesions = pd.DataFrame(rows)
+    write_csv(arguments.output_dir / "lesions.csv", lesions)
+    lesions = lesions.assign(lesion=pd.Categorical(lesions.lesion, KINDS)).sort_values(["lesion", "diameter_mm"])
+    lesions["group"] = lesions.lesion.astype(str) + ", " + lesions.diameter_mm.map("{:g} mm".format)
+    shown = table(lesions, LESIONS)
+    write_text(arguments.output_dir / "lesions.md", ["# Planted lesions", "", shown, "", LESIONS_MEANING])
+    print(shown)
+    print(f"Table and pictures: {arguments.output_dir}")
 
 
-def mean_displacement(truth: Truth, motion: np.ndarray) -> float:
-    """How far a motion takes the points of the brain, mm, on average."""
-    points = apply_affine(truth.image.affine, np.argwhere(truth.brain)[::97])
-    return float(np.linalg.norm(apply_affine(motion, points) - points, axis=1).mean())
+def load_reconstructor(arguments: argparse.Namespace):
+    """The network asked for; imported here, so that scoring results needs no torch.
+
+    Raises:
+        BabyAIError: the weights or the device are not there.
+    """
+    from func.networks.weights import load_weights
+    from func.reconstruction.reconstructor import Reconstructor
+
+    return Reconstructor(load_weights(find_weights(arguments.weights)), arguments.device, arguments.precision)
 
 
-def sharpness_of(result: Path, truth: Truth, estimate: np.ndarray, mask: np.ndarray) -> float:
-    """Sharpness across the slices that the result's name states; nan where it states none."""
-    direction, thickness = slicing_of(result) or ("", 0)
-    if not direction:
-        return float("nan")
-    axis = AXES[direction]
-    return sharpness(truth.array, estimate, mask, axis, thickness, nib.affines.voxel_sizes(truth.image.affine)[axis])
+def over_pairs(score: Callable[[Pair], list[dict]], arguments: argparse.Namespace, tally: Tally) -> list[dict]:
+    """The rows of every pair in the data folder; one that fails is told and left out.
+
+    Raises:
+        BabyAIError: the folder holds no pair.
+    """
+    pairs, errors = find_pairs(arguments.data_dir)
+    for error in errors:
+        tally.fail("", error)
+    rows = []
+    for pair in tqdm(pairs, desc="Scans", unit="scan", disable=None):
+        try:
+            rows += score(pair)
+            tally.done += 1
+        except Exception as error:
+            tally.fail(pair.name, error)
+    return rows
 
 
 if __name__ == "__main__":

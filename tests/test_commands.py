@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from func.commands import Tally, in_processes, processors, run_to_the_end
+from func.commands import Tally, add_t1w_filter, in_processes, processors, run_to_the_end, script_parser
 from func.errors import BabyAIError
 
 
@@ -45,6 +45,31 @@ def test_a_killed_process_is_told(capsys):
     assert capsys.readouterr().err.count("probably for want of memory; run again with fewer --workers") == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_one_killed_worker_among_survivors(capsys):
+    """The workers are reused and the killed one is replaced: every other job is done, before it and after."""
+    tally, results = Tally("done"), {}
+    for item, outcome in in_processes(work, [0, 4, 3, 5, 6, 3, 7, 8, 9, 10, 11, 12], workers=3):
+        if isinstance(outcome, BaseException):
+            tally.fail(f"sub-{item}", outcome)
+        else:
+            results[item] = outcome
+    assert results == {item: 10 * item for item in (0, 4, 5, 6, 7, 8, 9, 10, 11, 12)}
+    assert tally.failed == 2 and capsys.readouterr().err.count("sub-3 was not finished") == 2
+
+
+def of_thread_counts(_: int) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_workers_compute_on_one_thread_each(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [outcome for _, outcome in in_processes(of_thread_counts, range(4), 2)] == ["1"] * 4
+    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [outcome for _, outcome in in_processes(of_thread_counts, range(2), 2)] == ["2"] * 2
+
+
 def stopped(number: int):
     def job(tally: Tally) -> None:
         tally.done = 3
@@ -80,3 +105,21 @@ def test_exit_codes(job, code, said, capsys):
 
 def test_some_processor_may_be_used():
     assert 1 <= processors() <= os.cpu_count()
+
+
+def test_processors_where_affinity_is_unknown(monkeypatch):
+    """macOS and Windows have no ``sched_getaffinity``."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert processors() == os.cpu_count()
+
+
+@pytest.mark.parametrize(("text", "accepted"), [("acq-mprage", True), ("rec-", True), ("mprage", False), ("-x", False)])
+def test_t1w_filter(text, accepted, capsys):
+    parser = script_parser("A script.")
+    add_t1w_filter(parser)
+    if accepted:
+        assert parser.parse_args(["--t1w-filter", text, "run-2"]).t1w_filter == [text, "run-2"]
+    else:
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--t1w-filter", text])
+        assert "--t1w-filter" in capsys.readouterr().err

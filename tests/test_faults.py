@@ -213,7 +213,7 @@ def break_ten(data: Path) -> list[str]:
     t2("101").unlink()
     t2("102").with_name("sub-102_T1w.nii.gz").unlink()
     save("190", np.zeros(SHAPE))
-    save("210", np.where(whole > 250, np.nan, whole))
+    save("210", np.where(whole > 250, np.nan, whole))  # not only outside the head
     save("333", np.stack([whole, whole], -1))
     save("404", whole, np.diag([1, 1, 4, 1]))
     save("450", whole[:-1])

@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -47,6 +49,26 @@ def add_overwrite(parser: argparse.ArgumentParser, default: bool) -> None:
     )
 
 
+def add_t1w_filter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--t1w-filter``, for every script that pairs T1w and T2w scans."""
+    parser.add_argument(
+        "--t1w-filter",
+        type=entity,
+        nargs="+",
+        metavar="ENTITY",
+        default=[],
+        help="of several T1w take the one with these entities in its name, such as acq-mprage; rec- is one without rec "
+        "(default: the native one without contrast agent)",
+    )
+
+
+def entity(text: str) -> str:
+    """A BIDS entity, such as ``acq-mprage``, or a key alone, such as ``rec-``."""
+    if not re.fullmatch(r"[a-zA-Z0-9]+-[a-zA-Z0-9+]*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not an entity like acq-mprage")
+    return text
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler or a shutdown asks the process to end."""
 
@@ -62,7 +84,7 @@ class Tally:
     sentences: list[str] = field(default_factory=list)  # on what failed
 
     def fail(self, name: str, error: BaseException) -> None:
-        """Record a failure and tell it in one sentence; what is nobody's mistake but ours also shows where it arose."""
+        """Record a failure and print it as one sentence; unexpected errors print a traceback too."""
         self.failed += 1
         if isinstance(error, BabyAIError):
             sentence = str(error) if name in str(error) else f"{name}: {error}"
@@ -127,8 +149,9 @@ def in_processes(
 ) -> Iterator[tuple[Item, Result | BaseException]]:
     """Each item with what ``work`` returned for it, or the exception that it raised, in the order they finish.
 
-    With one worker everything runs in this process. Several are started afresh, one thread each, so that neither
-    this process's threads nor its libraries' get in their way; they end with it, their own files cleaned up.
+    With one worker everything runs in this process. Several are processes started afresh (which every platform can),
+    one thread each; they end with this one, their own files cleaned up. A worker that is killed, as for want of memory,
+    costs only the item it was at, and is replaced.
     """
     items = list(items)
     if min(workers, len(items)) <= 1:
@@ -136,19 +159,35 @@ def in_processes(
             yield item, _attempt(work, item)
         return
     running_before = multiprocessing.active_children()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(items)), context, initializer=_leave_stopping_to_the_parent) as pool:
-        try:
+    waiting, running, pools = deque(items), {}, []
+
+    def start(pool: ProcessPoolExecutor) -> None:
+        if waiting:
+            item = waiting.popleft()
             with _one_thread_each():
-                futures = {pool.submit(_run, work, item): item for item in items}
-            for future in as_completed(futures):
-                yield futures[future], future.exception() or future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                if process not in running_before:
-                    process.terminate()
-            raise
+                running[pool.submit(_run, work, item)] = item, pool
+
+    def new_pool() -> ProcessPoolExecutor:
+        # Of one process: a larger pool fails as a whole where one of its processes is killed.
+        pools.append(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_prepare_worker))
+        return pools[-1]
+
+    try:
+        for _ in range(min(workers, len(items))):
+            start(new_pool())
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                item, pool = running.pop(future)
+                start(new_pool() if isinstance(future.exception(), BrokenProcessPool) else pool)
+                yield item, future.exception() or future.result()
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if process not in running_before:
+                process.terminate()
+        raise
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
 def _attempt(work: Callable, item):
@@ -166,8 +205,8 @@ def _run(work: Callable, item):
         os._exit(143)
 
 
-def _leave_stopping_to_the_parent() -> None:
-    """Ctrl-C in a terminal reaches every process; only the parent may answer, and then ends the others by SIGTERM."""
+def _prepare_worker() -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the parent, who ends the others by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 

@@ -1,15 +1,26 @@
-"""What to compare each reconstruction with: its truth, and the scan it was made from, by their BIDS names."""
+"""Reconstructions against their truth: which belongs to which by their BIDS names, and how near each comes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine
+
 from func.errors import BabyAIError
-from func.scans.bids import SLICING, entities_of, find_scans, result_path, slicing_of
+from func.reconstruction.uncertainty import correlation, coverage, sampled
+from func.reports.scores import brain_mask, inner_brain, score_brain, score_volume, sharpness, tissue_agreement
+from func.reports.tables import BASELINE, RESULT
+from func.scans.bids import entities_of, find_scans, is_original, is_result, own_acquisition, result_path, slicing_of
+from func.scans.intensity import zero_based_scale
+from func.scans.nifti import check_same_grid, read_volume, to_ras
+from func.scans.registration import register_rigid, resample
 from func.scans.sidecars import read_sidecar
+from func.slices.geometry import AXIS_ACROSS
 
 
 @dataclass(frozen=True)
@@ -33,19 +44,20 @@ def find_comparisons(
     Raises:
         BabyAIError: a folder is missing, or no reconstruction was found.
     """
-    results = [path for path in _find_t2s(results_dir, "--results-dir") if _description(path) == "isotropic"]
+    results = [path for path in _find_t2s(results_dir, "--results-dir") if entities_of(path).get("desc") == "isotropic"]
     if not results:
         raise BabyAIError(
             f"No reconstruction was found below {results_dir}; "
             "it needs files named like sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz, as inference.py makes them."
         )
     truths: dict[tuple, list[Path]] = {}
-    for path in _find_originals(reference_dir, "--reference-dir"):
-        if not slicing_of(path):
+    for path in _find_t2s(reference_dir, "--reference-dir"):
+        if is_original(path):
             truths.setdefault(_identity(path), []).append(path)
     baselines = {}
     if baseline_dir:
-        baselines = {result_path(path, "").name: path for path in _find_originals(baseline_dir, "--baseline-dir")}
+        inputs = [path for path in _find_t2s(baseline_dir, "--baseline-dir") if not is_result(path)]
+        baselines = {result_path(path, "").name: path for path in inputs}
 
     comparisons, faults = [], []
     for result in results:
@@ -68,7 +80,7 @@ def find_truth(result: Path, candidates: list[Path], folder: Path) -> Path:
     Raises:
         BabyAIError: there is none, or there are several.
     """
-    named = [path for path in candidates if _own_acquisition(path) == _own_acquisition(result)]
+    named = [path for path in candidates if own_acquisition(path) == own_acquisition(result)]
     if len(candidates) == 1 or len(named) == 1:
         return (named or candidates)[0]
     if not candidates:
@@ -91,6 +103,114 @@ def weights_of(results: Iterable[Path]) -> Counter[str]:
     return counts
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """The isotropic T2w in RAS order: the image, its voxels, and the brain in them, whole and inner."""
+
+    image: nib.Nifti1Image
+    array: np.ndarray
+    brain: np.ndarray
+    inner: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path, depth: float) -> _Truth:
+        image = to_ras(read_volume(path))
+        array = image.get_fdata(dtype=np.float32)
+        brain = brain_mask(array)
+        return cls(image, array, brain, inner_brain(brain, nib.affines.voxel_sizes(image.affine), depth))
+
+
+def score_comparison(comparison: Comparison, depth: float, align: bool) -> tuple[list[dict], list[dict], list[dict]]:
+    """Scores of a reconstruction and of its baseline, in the inner brain, the whole brain and the whole volume.
+
+    Returns:
+        The rows of the tables: scores, tissues, and how the stated interval held, if one is stated.
+
+    Raises:
+        BabyAIError: a volume is unreadable, or lies on another grid than the truth and is not to be aligned.
+    """
+    truth = _Truth.read(comparison.truth, depth)
+    result = read_volume(comparison.result)
+    motion = _motion_to(truth, result, None, align)
+    estimates = {RESULT: _on_grid_of(truth.image, result, motion)}
+    moved = {RESULT: {"moved_mm": _mean_displacement(truth, motion)}} if align else {}
+    if comparison.baseline:
+        baseline = read_volume(comparison.baseline)
+        lies = _motion_to(truth, baseline, _registration_of(comparison.result), align)
+        estimates[BASELINE] = _on_grid_of(truth.image, baseline, lies)
+    scores, tissues = [], []
+    for method, estimate in estimates.items():
+        for region, mask in (("inner", truth.inner), ("brain", truth.brain)):
+            found = asdict(score_brain(truth.array, estimate, mask))
+            found["sharpness"] = _sharpness_of(comparison.result, truth, estimate, mask)
+            scores.append({"method": method, "region": region} | found | moved.get(method, {}))
+        scores.append({"method": method, "region": "volume"} | asdict(score_volume(truth.array, estimate)))
+        tissues += [{"method": method} | asdict(t) for t in tissue_agreement(truth.array, estimate, truth.inner)]
+    if comparison.uncertainty is None:
+        return scores, tissues, []
+    scale = zero_based_scale(estimates.get(BASELINE, estimates[RESULT]))
+    unit = scale.high - scale.low
+    widths = _on_grid_of(truth.image, read_volume(comparison.uncertainty), motion) / unit
+    stated = truth.brain & (widths > 0)
+    if not stated.any():
+        raise BabyAIError(f"{comparison.uncertainty} states no interval inside the brain; make it again or remove it.")
+    errors, widths = np.abs(estimates[RESULT] - truth.array)[stated] / unit, widths[stated]
+    interval = {
+        "method": RESULT,
+        "coverage": coverage(errors, widths),
+        "correlation": correlation(errors, widths),
+        "median_width": float(np.median(widths)),
+        "errors": sampled(errors),
+        "widths": sampled(widths),
+    }
+    return scores, tissues, [interval]
+
+
+def _registration_of(result: Path) -> np.ndarray | None:
+    """Where points of a raw result lie in the T2w that it was made from (4 x 4, world mm); None of one on a grid."""
+    matrix = read_sidecar(result).get("Registration", {}).get("T1wToT2w")
+    return None if matrix is None else np.asarray(matrix, float)
+
+
+def _motion_to(truth: _Truth, image: nib.Nifti1Image, known: np.ndarray | None, align: bool) -> np.ndarray | None:
+    """Where the truth's points lie in a volume (4 x 4, world mm): as known, refined by a registration to align it."""
+    if not align:
+        return known
+    return register_rigid(truth.image, image, start=np.eye(4) if known is None else known).matrix
+
+
+def _on_grid_of(truth: nib.Nifti1Image, image: nib.Nifti1Image, motion: np.ndarray | None) -> np.ndarray:
+    """A volume on the truth's grid, float32; where a motion is given, interpolated there (cubic splines).
+
+    Raises:
+        BabyAIError: no motion is given, and the volume lies on another grid.
+    """
+    if motion is not None:
+        return resample(image, truth.shape, truth.affine, motion)
+    image = to_ras(image)
+    try:
+        check_same_grid(truth, image)
+    except BabyAIError as error:
+        fault = str(error).rpartition(";")[0]
+        raise BabyAIError(f"{fault}; --align scores a volume on another grid than the truth's.") from None
+    return image.get_fdata(dtype=np.float32)
+
+
+def _mean_displacement(truth: _Truth, motion: np.ndarray) -> float:
+    """How far a motion takes the points of the brain, mm, on average."""
+    points = apply_affine(truth.image.affine, np.argwhere(truth.brain)[::97])
+    return float(np.linalg.norm(apply_affine(motion, points) - points, axis=1).mean())
+
+
+def _sharpness_of(result: Path, truth: _Truth, estimate: np.ndarray, mask: np.ndarray) -> float:
+    """Sharpness across the slices that the result's name states; nan where it states none."""
+    direction, thickness = slicing_of(result) or ("", 0)
+    if not direction:
+        return float("nan")
+    axis = AXIS_ACROSS[direction]
+    return sharpness(truth.array, estimate, mask, axis, thickness, nib.affines.voxel_sizes(truth.image.affine)[axis])
+
+
 def _find_t2s(folder: Path, option: str) -> list[Path]:
     """Every T2w below the folder that an option names."""
     if not folder.is_dir():
@@ -98,21 +218,7 @@ def _find_t2s(folder: Path, option: str) -> list[Path]:
     return [path for path in find_scans(folder) if entities_of(path)["suffix"] == "T2w"]
 
 
-def _find_originals(folder: Path, option: str) -> list[Path]:
-    """Every T2w there that inference.py did not make."""
-    return [path for path in _find_t2s(folder, option) if _description(path) not in ("isotropic", "uncertainty")]
-
-
-def _description(path: Path) -> str:
-    return entities_of(path).get("desc", "")
-
-
 def _identity(path: Path) -> tuple:
     """What a scan shares with everything made from it: subject, session and run."""
     entities = entities_of(path)
     return entities["sub"], entities.get("ses"), entities.get("run", "").lstrip("0")
-
-
-def _own_acquisition(path: Path) -> str:
-    """The acq label that a scan had before it was synthesised from; empty where it had none."""
-    return SLICING.sub("", entities_of(path).get("acq", ""))

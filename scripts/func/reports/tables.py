@@ -31,6 +31,7 @@ SCORES = {
     "gain": ("gain (dB)", 2),
 }
 AGREEMENT = {"dice": ("Dice", 3), "volume_error": ("volume error (%)", 1)}
+LESIONS = {"contrast": ("contrast (%)", 0), "size": ("size (%)", 0)}
 INTERVALS = {
     "coverage": ("held (%)", 1),
     "correlation": ("correlation", 2),

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from func.errors import BabyAIError
 
 RESULT_ENTITY = "desc-isotropic"
-
-
-_OWN_RESULTS = ("isotropic", "uncertainty")  # values of desc that are no inputs
-
+UNCERTAINTY_ENTITY = "desc-uncertainty"
 
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[a-zA-Z0-9]+-[^_]+)*)_(?P<suffix>T[12]w)\.nii(?:\.gz)?")
-
-
 # How an acq label says what scripts/synthesize_anisotropic.py made: axial4mm, coronal2p5mm.
-SLICING = re.compile(r"(?P<direction>axial|coronal|sagittal)(?P<thickness>\d+(p\d+)?)mm$")
-
-
-# Where BIDS keeps what is not this dataset's own raw or preprocessed scans.
-_FOREIGN_FOLDERS = {"derivatives", "sourcedata"}
+_SLICING = re.compile(r"(?P<direction>axial|coronal|sagittal)(?P<thickness>\d+(p\d+)?)mm$")
+_NO_MAGNITUDE = ("phase", "real", "imag")  # values of part
+_FOREIGN_FOLDERS = ("derivatives", "sourcedata")  # where BIDS keeps what is not this dataset's own
 
 
 def entities_of(path: str | Path) -> dict[str, str]:
@@ -43,8 +37,23 @@ def slicing_of(path: str | Path) -> tuple[str, float] | None:
 
     ``sub-01_acq-axial4mm_T2w.nii.gz`` -> ``("axial", 4.0)``; also of a reconstruction made from one
     """
-    match = SLICING.search(entities_of(path).get("acq", ""))
+    match = _SLICING.search(entities_of(path).get("acq", ""))
     return (match["direction"], float(match["thickness"].replace("p", "."))) if match else None
+
+
+def own_acquisition(path: str | Path) -> str:
+    """The acq label that a scan had before it was synthesised from; empty where it had none."""
+    return _SLICING.sub("", entities_of(path).get("acq", ""))
+
+
+def is_result(path: str | Path) -> bool:
+    """Whether scripts/inference.py made a file, by its name: a reconstruction or a map of its uncertainty."""
+    return f"desc-{entities_of(path).get('desc')}" in (RESULT_ENTITY, UNCERTAINTY_ENTITY)
+
+
+def is_original(path: str | Path) -> bool:
+    """Whether a scan is neither a result nor synthesised, by its name."""
+    return not is_result(path) and slicing_of(path) is None
 
 
 def stem_of(path: str | Path) -> str:
@@ -52,19 +61,49 @@ def stem_of(path: str | Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", Path(path).name)
 
 
-def find_scans(data_dir: str | Path) -> list[Path]:
-    """Every T1w and T2w file with a BIDS name below a folder, sorted; hidden and foreign folders are left out.
+def dataset_of(path: str | Path) -> Path:
+    """The root of the dataset that a file belongs to: where ``dataset_description.json`` is, or else its subjects are.
 
-    Links to folders are followed (once each); a dataset's ``derivatives`` and ``sourcedata`` are not entered.
+    A file outside of any dataset belongs to its own folder.
+    """
+    path = Path(path).absolute()
+    for folder in path.parents:
+        if (folder / "dataset_description.json").exists() or folder.parent.name in _FOREIGN_FOLDERS:
+            return folder
+    home = _subject_folder(path)
+    return home.parent if home else path.parent
+
+
+def is_foreign(folder: str | Path, data_dir: str | Path) -> bool:
+    """Whether :func:`find_scans` leaves a folder below ``data_dir`` out: it is in ``derivatives`` or ``sourcedata``."""
+    parts = Path(folder).resolve().relative_to(Path(data_dir).resolve()).parts
+    return any(part in _FOREIGN_FOLDERS or part.startswith(".") for part in parts)
+
+
+def find_scans(data_dir: str | Path, on_error: Callable[[BabyAIError], None] | None = None) -> list[Path]:
+    """Every T1w and T2w file with a BIDS name below a folder, sorted.
+
+    Links to folders are followed (once each). Hidden folders and a dataset's ``derivatives`` and ``sourcedata`` are
+    not entered, and the phase, real and imaginary parts of a complex scan are left out.
+
+    Args:
+        on_error: called with what is wrong with each folder that cannot be read, where such folders are to be left out.
 
     Raises:
-        BabyAIError: no such folder.
+        BabyAIError: no such folder; or a folder in it cannot be read, without ``on_error``.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise BabyAIError(f"The data folder {data_dir} does not exist; check --data-dir.")
+
+    def unreadable(fault: OSError) -> None:
+        error = BabyAIError(f"The folder {fault.filename} cannot be read ({fault.strerror}); check its permissions.")
+        if on_error is None:
+            raise error
+        on_error(error)
+
     found, visited = [], {os.path.realpath(data_dir)}
-    for folder, subfolders, files in os.walk(data_dir, followlinks=True):
+    for folder, subfolders, files in os.walk(data_dir, onerror=unreadable, followlinks=True):
         subfolders[:] = [
             name
             for name in sorted(subfolders)
@@ -73,7 +112,7 @@ def find_scans(data_dir: str | Path) -> list[Path]:
             and not _seen(os.path.join(folder, name), visited)
         ]
         found += [Path(folder, name) for name in files if entities_of(name)]
-    return sorted(found)
+    return sorted(path for path in found if entities_of(path).get("part") not in _NO_MAGNITUDE)
 
 
 def _seen(folder: str, visited: set[str]) -> bool:
@@ -89,7 +128,8 @@ class Pair:
     """A thick-slice (or up-sampled) T2w scan and the T1w scan of the same infant.
 
     Attributes:
-        subject: BIDS label without ``sub-``.
+        subject: BIDS label without ``sub-``; where several datasets below the folder that was searched use one label,
+            with the dataset's folder before it (``siteA/01``).
         t1, t2: the two files.
         name: the T2w file's name without extension.
         folder: the T2w file's folder, relative to the folder that was searched.
@@ -102,74 +142,156 @@ class Pair:
     folder: Path = Path()
 
 
-def find_pairs(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]:
-    """Pair every T2w below a folder with its T1w by their entities sub, ses and run.
+def find_pairs(data_dir: str | Path, t1w_filter: Sequence[str] = ()) -> tuple[list[Pair], list[BabyAIError]]:
+    """Pair every T2w below a folder with its T1w: of the same dataset, the same subject's folder and the same session.
 
-    A T1w fits unless one of the three contradicts; the one sharing most of them is taken. Several T2w may share a
-    T1w. Reconstructions (``desc-isotropic``) are left out.
+    One T1w serves all T2w of its session. Of several, one without contrast agent is preferred, in the T2w's own space
+    (native, where the T2w is), processed as the T2w is, of the same run and acquisition. Results are left out.
+
+    Args:
+        t1w_filter: entities that the T1w must have, such as ``acq-mprage``; ``rec-`` for one that it must not have.
 
     Returns:
-        The pairs, sorted by path, and one error for each file that could not be paired.
+        The pairs, sorted by path, and one error for each file that could not be paired or folder that cannot be read.
 
     Raises:
         BabyAIError: no such folder, or nothing in it with a BIDS name.
     """
     data_dir = Path(data_dir)
-    scans = [(path, entities_of(path)) for path in find_scans(data_dir)]
-    scans = [(path, entities) for path, entities in scans if entities.get("desc") not in _OWN_RESULTS]
-    if not scans:
+    errors: list[BabyAIError] = []
+    scans = [_Scan.at(path) for path in find_scans(data_dir, errors.append) if not is_result(path)]
+    if not scans and not errors:
         raise BabyAIError(
             f"No scans were found below {data_dir}; it needs pairs named like sub-01_T1w.nii.gz and sub-01_T2w.nii.gz."
         )
-    t1s, t2s = (_by_subject(scans, suffix) for suffix in ("T1w", "T2w"))
-    pairs, errors, sources = [], [], {}
-    for subject, candidates in t2s.items():
-        for t2, entities in candidates:
+    pairs: list[Pair] = []
+    sources: dict[Path, Path] = {}
+    for subject, t1s, t2s in _subjects(scans, data_dir):
+        for t2 in t2s:
             try:
-                t1 = _matching_t1(t2, entities, t1s.get(subject, []))
-                pair = Pair(subject, t1, t2, stem_of(t2), t2.parent.relative_to(data_dir))
-                other = sources.setdefault(result_path(pair, data_dir), t2)
-                if other != t2:
-                    raise BabyAIError(f"{t2} and {other} would give the same result; keep one of them.")
+                t1 = _best_t1(t2, [t1 for t1 in t1s if t1.may_share_session(t2)], t1w_filter)
+                pair = Pair(subject, t1.path, t2.path, stem_of(t2.path), t2.path.parent.relative_to(data_dir))
+                other = sources.setdefault(result_path(pair, data_dir), t2.path)
+                if other != t2.path:
+                    raise BabyAIError(f"{t2.path} and {other} would give the same result; keep one of them.")
                 pairs.append(pair)
             except BabyAIError as error:
                 errors.append(error)
-    for subject, candidates in t1s.items():
-        for t1, entities in candidates:
-            if not any(_agreement(entities, other, ("sub", "ses")) for _, other in t2s.get(subject, [])):
-                errors.append(BabyAIError(f"{t1} has no T2w; add one named like sub-{subject}_T2w.nii.gz."))
-    return pairs, errors
+        for t1 in t1s:
+            if not any(t1.may_share_session(t2) for t2 in t2s):
+                name = f"sub-{t1.entities['sub']}_T2w.nii.gz"
+                errors.append(BabyAIError(f"{t1.path} has no T2w; add one named like {name}."))
+    return sorted(pairs, key=lambda pair: pair.t2), errors
 
 
-def _by_subject(scans: list[tuple[Path, dict]], suffix: str) -> dict[str, list[tuple[Path, dict]]]:
-    grouped: dict[str, list[tuple[Path, dict]]] = {}
-    for path, entities in scans:
-        if entities["suffix"] == suffix:
-            grouped.setdefault(entities["sub"], []).append((path, entities))
-    return grouped
+@dataclass(frozen=True)
+class _Scan:
+    path: Path
+    entities: dict[str, str]
+
+    @classmethod
+    def at(cls, path: Path) -> _Scan:
+        """A scan with its entities; a session that only its folder's name tells is one of them."""
+        folders = dict(part.split("-", 1) for part in path.parent.parts if part.startswith("ses-"))
+        return cls(path, folders | entities_of(path))
+
+    def may_share_session(self, other: _Scan) -> bool:
+        sessions = {scan.entities["ses"] for scan in (self, other) if "ses" in scan.entities}
+        return len(sessions) < 2
+
+    def has(self, entity: str) -> bool:
+        """Whether it has an entity, such as ``run-2`` (written with leading zeros or not); of ``run-``, whether not."""
+        key, _, value = entity.partition("-")
+        return _plain(key, self.entities.get(key, "")) == _plain(key, value)
+
+    def shares(self, key: str, other: _Scan) -> bool:
+        return other.has(f"{key}-{self.entities.get(key, '')}")
 
 
-def _matching_t1(t2: Path, entities: dict[str, str], candidates: list[tuple[Path, dict]]) -> Path:
-    """The T1w that agrees with a T2w in most entities and contradicts it in none."""
-    agreements = {t1: _agreement(entities, other) for t1, other in candidates}
-    best = [t1 for t1, shared in agreements.items() if shared and shared == max(agreements.values())]
-    if not best:
-        raise BabyAIError(f"{t2} has no T1w; add one named like sub-{entities['sub']}_T1w.nii.gz.")
+def _plain(key: str, value: str) -> str:
+    return value.lstrip("0") if key == "run" else value
+
+
+def _subjects(scans: list[_Scan], data_dir: Path) -> list[tuple[str, list[_Scan], list[_Scan]]]:
+    """The label, the T1w and the T2w scans of each subject: of one label, and in one place."""
+    suffixes: dict[tuple[Path, str], set[str]] = {}
+    for scan in scans:
+        suffixes.setdefault((scan.path.parent, scan.entities["sub"]), set()).add(scan.entities["suffix"])
+    complete = {place for place, found in suffixes.items() if len(found) == 2}
+    places: dict[str, dict[Path, list[_Scan]]] = {}
+    for scan in scans:
+        label = scan.entities["sub"]
+        places.setdefault(label, {}).setdefault(_place(scan, data_dir, complete), []).append(scan)
+    subjects = []
+    for label, homes in places.items():
+        shared = len(homes) == 1 or _sessions_differ(homes.values())
+        for home, own in homes.items():
+            subject = label if shared else (home.relative_to(data_dir) / label).as_posix()
+            t1s, t2s = ([scan for scan in own if scan.entities["suffix"] == suffix] for suffix in ("T1w", "T2w"))
+            subjects.append((subject, t1s, t2s))
+    return subjects
+
+
+def _place(scan: _Scan, data_dir: Path, complete: set[tuple[Path, str]]) -> Path:
+    """Where a subject's scans belong together, so that one label may mean two infants in two places.
+
+    That is the folder that holds the subject's folder; for scans without one, the nearest folder that holds both a T1w
+    and a T2w of theirs (``complete``) or is a dataset; failing all that, the folder that was searched.
+    """
+    if home := _subject_folder(scan.path):
+        return home.parent if home != data_dir and home.is_relative_to(data_dir) else data_dir
+    for folder in scan.path.parents:
+        if (folder, scan.entities["sub"]) in complete or (folder / "dataset_description.json").exists():
+            return folder
+        if folder == data_dir:
+            break
+    return data_dir
+
+
+def _subject_folder(path: Path) -> Path | None:
+    name = f"sub-{entities_of(path).get('sub')}"
+    return next((folder for folder in path.parents if folder.name == name), None)
+
+
+def _sessions_differ(groups) -> bool:
+    """Whether groups of scans are told apart by their sessions alone: one infant, a folder for each visit."""
+    sessions = [{scan.entities.get("ses") for scan in group} for group in groups]
+    together = set().union(*sessions)
+    return None not in together and len(together) == sum(map(len, sessions))
+
+
+def _best_t1(t2: _Scan, t1s: list[_Scan], t1w_filter: Sequence[str]) -> _Scan:
+    """The T1w of a session that goes best with a T2w.
+
+    Raises:
+        BabyAIError: there is none, or several go equally well.
+    """
+    if not t1s:
+        name = f"sub-{t2.entities['sub']}_T1w.nii.gz"
+        raise BabyAIError(
+            f"{t2.path} has no T1w in its dataset, subject folder and session; add one named like {name}."
+        )
+    allowed = [t1 for t1 in t1s if all(t1.has(entity) for entity in t1w_filter)]
+    if not allowed:
+        raise BabyAIError(f"{t2.path} has no T1w with {' '.join(t1w_filter)}, but {_listed(t1s)}; change --t1w-filter.")
+
+    def misfit(t1: _Scan) -> tuple[bool, ...]:
+        same_acquisition = "acq" in t1.entities and t1.shares("acq", t2)
+        differing = [not t1.shares(key, t2) for key in ("ses", "space", "desc", "rec", "run")]
+        return "ce" in t1.entities, *differing, not same_acquisition
+
+    least = min(map(misfit, allowed))
+    best = [t1 for t1 in allowed if misfit(t1) == least]
     if len(best) > 1:
-        names = " and ".join(str(t1) for t1 in best)
-        raise BabyAIError(f"{t2} has {len(best)} T1w candidates, {names}; keep one of them.")
+        first, second = (set(stem_of(t1.path).split("_")) for t1 in best[:2])
+        example = next(iter(sorted(first - second) or sorted(second - first)), None)
+        remedy = f"choose one with --t1w-filter, as with --t1w-filter {example}" if example else "keep one of them"
+        raise BabyAIError(f"{t2.path} has {len(best)} T1w candidates, {_listed(best)}; {remedy}.")
     return best[0]
 
 
-def _agreement(entities: dict[str, str], other: dict[str, str], keys: tuple[str, ...] = ("sub", "ses", "run")) -> int:
-    """How many of the entities two scans share; 0 where one contradicts."""
-    shared = [key for key in keys if key in entities and key in other]
-    # BIDS counts runs, with or without leading zeros.
-    same = all(
-        entities[key] == other[key] or (key == "run" and entities[key].lstrip("0") == other[key].lstrip("0"))
-        for key in shared
-    )
-    return len(shared) if same else 0
+def _listed(scans: list[_Scan]) -> str:
+    return " and ".join(str(scan.path) for scan in scans)
 
 
 def result_path(source: Pair | str | Path, output_dir: str | Path) -> Path:

@@ -6,73 +6,64 @@ import contextlib
 import errno
 import json
 import os
-import re
-import secrets
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from func.errors import BabyAIError
 
+_WRITE_FAULTS = {
+    errno.ENOSPC: "the disk is full; free some space and run again.",
+    errno.EDQUOT: "the disk quota is used up; free some space and run again.",
+    errno.EACCES: "the folder is not writable; choose another one.",
+    errno.EPERM: "the folder is not writable; choose another one.",
+    errno.EROFS: "the disk is read-only; choose another one.",
+    errno.ENOENT: "its folder was removed meanwhile; run again.",
+}
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it once the block has written it whole and the disk holds it.
+    """A path in a temporary folder beside the final one; moved to ``path`` once the block has written it whole.
 
-    Whatever interrupts the block, nothing partial is left under the final name; leftovers of killed processes are
-    removed when the same file is written again. The folder is made if need be.
+    Whatever interrupts the block, nothing partial is left under the final name. Temporary folders of processes that
+    were killed go when the next file is written beside them. The folder of ``path`` is made if need be, and the
+    temporary name ends as the final one does, since nibabel goes by that.
 
     Raises:
         BabyAIError: the file could not be written (disk full, no permission, folder gone).
     """
     path = Path(path)
-    # The whole file name stays at the end, since nibabel goes by the extension.
-    temporary = path.with_name(f".part-{os.getpid()}-{socket.gethostname()}-{secrets.token_hex(4)}-{path.name}")
+    own = f".part-{socket.gethostname()}-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for leftover in path.parent.glob(f"{own}*"):
+            if not _is_running(leftover.name.removeprefix(own).partition("-")[0]):
+                shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f"{own}{os.getpid()}-", dir=path.parent, ignore_cleanup_errors=True
+        ) as folder:
+            temporary = Path(folder, f".{path.name}")  # hidden, so that no search takes it for the result
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError as error:
-        raise BabyAIError(f"{path} could not be written: {_write_fault(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        fault = _WRITE_FAULTS.get(error.errno, f"{error.strerror or error}; check the output folder.")
+        raise BabyAIError(f"{path} could not be written: {fault}") from error
 
 
-def _write_fault(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and run again."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "the folder is not writable; choose another one."
-    if error.errno == errno.ENOENT:
-        return "its folder was removed meanwhile; run again."
-    return f"{error.strerror or error}; check the output folder."
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Delete temporaries of the same file whose process, on this host, is no more."""
-    for leftover in path.parent.glob(f".part-*-{_glob_escaped(socket.gethostname())}-*-{_glob_escaped(path.name)}"):
-        if not _is_alive(leftover.name.split("-")[1]):
-            leftover.unlink(missing_ok=True)
-
-
-def _is_alive(process: str) -> bool:
+def _is_running(process: str) -> bool:
+    """Whether a process of this host is alive; on Windows, where asking would end it, always."""
     if os.name != "posix" or not process.isdigit():
         return True
     try:
         os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
-
-
-def _glob_escaped(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def save_json(path: str | Path, content: dict) -> None:

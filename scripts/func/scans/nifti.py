@@ -1,4 +1,4 @@
-"""Find, read, check, and safely write NIfTI volumes.
+"""Read, check, and safely write NIfTI volumes.
 
 Volumes travel as nibabel images: float32 data in memory, in the file's own axis order, with the file's own affine
 (voxel indices -> world mm, RAS+). Nothing here resamples; :func:`to_ras` only flips and permutes axes.
@@ -6,28 +6,29 @@ Volumes travel as nibabel images: float32 data in memory, in the file's own axis
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import logging
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.spatialimages import HeaderDataError
+from scipy import ndimage
 
-from func.errors import BabyAIError
+from func.errors import BabyAIError, warn
+from func.scans.affine import affine_in_mm
 from func.scans.files import atomic, write_json
 from func.scans.sidecars import sidecar_path
 
 ATLAS_SHAPE = (182, 218, 182)
 
-# A 512 x 512 x 1024 volume: larger than any head scan, small enough to be read without harm.
-_MAX_VOXELS = 2**28
-# Header extensions lie between the header and the data; real ones take kilobytes.
-_MAX_OFFSET = 2**26
-# Deflate cannot shrink anything further than this, so a smaller file cannot hold what its header declares.
-_MAX_DEFLATE_RATIO = 1032
-_READ_AT_ONCE = 2**22  # bytes
+_MAX_VOXELS = 2**28  # a 512 x 512 x 1024 volume: larger than any head scan, small enough to be read without harm
+_READ_AT_ONCE = 2**18  # voxels, so that little more than the result is held in memory, whatever the type in the file
+_MAX_TAIL = 2**16  # bytes that a compressed file may hold after its data
+_SAME_PLACE = 0.1  # mm: affines that were written with four digits differ by less over a head
 
 _silent = logging.getLogger(__name__)
 _silent.addHandler(logging.NullHandler())
@@ -37,8 +38,8 @@ _silent.propagate = False
 def read_volume(path: str | Path) -> nib.Nifti1Image:
     """Read one 3-D scan.
 
-    Nothing is read before the header has been found sane, and no more is read than it declares, so that neither a
-    corrupt header nor a compression bomb can fill the memory.
+    What is unusual but clear is used with a warning: a header that is wrong in one of two places, other units than mm,
+    NaN for the air, bytes after the end of the file.
 
     Returns:
         Image of shape (I, J, K) with float32 data in memory, intensities scaled as the header says, in the file's own
@@ -49,21 +50,25 @@ def read_volume(path: str | Path) -> nib.Nifti1Image:
             an affine that cannot be inverted.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BabyAIError(f"{path} does not exist or is not a file; check the path.")
+    _check_is_there(path)
     try:
-        with _opened(path) as stream:
+        with path.open("rb") as raw:
+            compressed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.GzipFile(fileobj=raw) if compressed else raw
             header = _read_header(path, stream)
-            shape = _checked_shape(path, header)
-            array = _read_data(path, stream, header, shape)
+            array = _read_data(stream, header, _checked_shape(path, header))
+            if compressed:
+                _check_end(path, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise BabyAIError(f"{path} is truncated or damaged; copy or convert it again.") from None
     except OSError as error:
         raise BabyAIError(f"{path} cannot be read ({error.strerror or error}); check the file.") from None
-
-    affine = _checked_affine(path, header)
-    _check_intensities(path, array)
-    image = type_of_image(header)(array, affine, _cleaned(header))
+    except (HeaderDataError, ValueError, KeyError, ArithmeticError):
+        raise BabyAIError(f"{path} has a damaged NIfTI header; convert it again from its source.") from None
+    with np.errstate(all="ignore"):
+        affine = affine_in_mm(path, header)
+    image = type_of_image(header)(_grey_values(path, array), affine, _cleaned(header))
     image.file_map["image"].filename = str(path)
     return image
 
@@ -78,43 +83,49 @@ def name_of(image: nib.Nifti1Image) -> str:
     return image.get_filename() or "the volume"
 
 
-@contextlib.contextmanager
-def _opened(path: Path):
-    with path.open("rb") as raw:
-        compressed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if not compressed:
-            yield raw
-            return
-        with gzip.GzipFile(fileobj=raw) as stream:
-            yield stream
+def _check_is_there(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise BabyAIError(f"{path} is a link to a file that is not there; get it first (git-annex or DataLad).")
+    if not path.is_file():
+        raise BabyAIError(f"{path} does not exist or is not a file; check the path.")
+    if path.name.endswith((".mgz", ".mgh")):
+        raise BabyAIError(f"{path} is in FreeSurfer's format; convert it: mri_convert {path.name} {path.stem}.nii.gz")
+    if path.stat().st_size == 0:
+        raise BabyAIError(f"{path} is empty (0 bytes); copy or convert it again.")
 
 
-def _read_header(path: Path, stream) -> nib.Nifti1Header:
-    size = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-    block = stream.read(540)
-    kind = size.get(int.from_bytes(block[:4], "little")) or size.get(int.from_bytes(block[:4], "big"))
+def _read_header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
+    """The header without its extensions, which results have no use for and which may name the patient."""
+    block = stream.read(nib.Nifti2Header.template_dtype.itemsize)
+    sizes = {kind.template_dtype.itemsize: kind for kind in (nib.Nifti1Header, nib.Nifti2Header)}
+    kind = next(
+        (sizes[size] for order in ("little", "big") if (size := int.from_bytes(block[:4], order)) in sizes), None
+    )
     if kind is None:
-        raise BabyAIError(f"{path} is not a NIfTI file; convert it to .nii.gz (dcm2niix does so for DICOM).")
+        raise BabyAIError(f"{path} {_other_format(block)}.")
     if len(block) < kind.template_dtype.itemsize:
         raise EOFError
-    try:
-        header = kind(block[: kind.template_dtype.itemsize], check=False)
-        header.check_fix(logger=_silent)
-        header.get_data_shape()
-        header.get_data_dtype()
-    except (nib.spatialimages.HeaderDataError, ValueError, KeyError, ArithmeticError):
-        raise BabyAIError(f"{path} has a damaged NIfTI header; convert it again from its source.") from None
+    header = kind(block[: kind.template_dtype.itemsize], check=False)
+    header.check_fix(logger=_silent)
     if not header.is_single:
         raise BabyAIError(f"{path} is one half of a .hdr/.img pair; save it as a single .nii.gz file.")
     return header
+
+
+def _other_format(block: bytes) -> str:
+    """What a file is that is not NIfTI, and what to do."""
+    if block[128:132] == b"DICM":
+        return "is a DICOM file; convert its folder to .nii.gz with dcm2niix"
+    if block.startswith((b"version https://git-lfs", b"/annex/objects", b"../.git/annex")):
+        return "is only a pointer to the scan; get the scan itself (git lfs pull, or datalad get)"
+    return "is not a NIfTI file; convert it to .nii.gz (dcm2niix does so for DICOM)"
 
 
 def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:
     shape = header.get_data_shape()
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    stated = " x ".join(map(str, shape))
+    stated = _times(shape)
     if len(shape) > 3:
         raise BabyAIError(
             f"{path} is {len(shape)}-D ({stated}); extract a single 3-D volume from it, e.g. with fslroi."
@@ -129,79 +140,72 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]
     return shape
 
 
-def _read_data(path: Path, stream, header: nib.Nifti1Header, shape: tuple[int, int, int]) -> np.ndarray:
-    dtype = header.get_data_dtype()
-    offset, size = float(header["vox_offset"]), int(np.prod(shape)) * dtype.itemsize
-    if not header.template_dtype.itemsize <= offset <= _MAX_OFFSET:
-        raise BabyAIError(f"{path} has a damaged NIfTI header (data offset {offset:g}); convert it again.")
-    ratio = _MAX_DEFLATE_RATIO if isinstance(stream, gzip.GzipFile) else 1
-    if path.stat().st_size * ratio < offset + size:
-        raise EOFError
-    try:
-        slope, intercept = header.get_slope_inter()
-    except nib.spatialimages.HeaderDataError:
-        raise BabyAIError(f"{path} has a damaged intensity scaling in its header; convert it again.") from None
-    scaled = slope is not None and (slope, intercept) != (1.0, 0.0)
-    stream.seek(int(offset))
-    # In slabs, so that little more than the result is held in memory, whatever the type in the file.
+def _read_data(stream: BinaryIO, header: nib.Nifti1Header, shape: tuple[int, int, int]) -> np.ndarray:
+    slope, intercept = header.get_slope_inter()
+    scaling = (1.0, 0.0) if slope is None else (slope, intercept)
+    source = ArrayProxy(stream, (shape, header.get_data_dtype(), header.get_data_offset(), *scaling), mmap=False)
     array = np.empty(shape, np.float32)
-    plane = size // shape[2]
-    step = max(1, _READ_AT_ONCE // plane)
-    for first in range(0, shape[2], step):
-        part = array[:, :, first : first + step]
-        raw = stream.read(part.shape[2] * plane)
-        if len(raw) < part.shape[2] * plane:
-            raise EOFError
-        slab = np.frombuffer(raw, dtype).reshape(part.shape, order="F")
-        with np.errstate(all="ignore"):
-            part[...] = slab.astype(np.float64) * slope + intercept if scaled else slab
-    # Reading on to the end of a compressed stream checks its checksum.
-    if isinstance(stream, gzip.GzipFile) and len(stream.read(2**16)) == 2**16:
-        raise BabyAIError(f"{path} goes on long after the data that its header declares; convert it again.")
+    step = max(1, _READ_AT_ONCE // (shape[0] * shape[1]))
+    try:
+        for first in range(0, shape[2], step):
+            with np.errstate(all="ignore"):
+                array[..., first : first + step] = source[..., first : first + step]
+    except (ValueError, OSError) as error:
+        # This is how nibabel says that the file is too short.
+        raise error if getattr(error, "errno", None) else EOFError from None
     return array
 
 
-def _checked_affine(path: Path, header: nib.Nifti1Header) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        try:
-            affine = header.get_best_affine()
-        except (nib.spatialimages.HeaderDataError, ValueError, ArithmeticError):
-            affine = np.full((4, 4), np.nan)
-        sizes = nib.affines.voxel_sizes(affine)
-        directions = affine[:3, :3] / sizes
-        proper = np.isfinite(affine).all() and (sizes > 1e-4).all() and (sizes < 1e4).all()
-        proper = proper and np.abs(affine).max() < 1e6 and abs(np.linalg.det(directions)) > 1e-3
-    if not proper:
-        raise BabyAIError(
-            f"{path} has a damaged affine (sform/qform), so that its orientation is unknown; convert it again."
-        )
-    return affine
+def _check_end(path: Path, stream: gzip.GzipFile) -> None:
+    """Read a compressed stream to its end, which checks its checksum."""
+    try:
+        rest = stream.read(_MAX_TAIL)
+    except gzip.BadGzipFile as error:
+        if not str(error).startswith("Not a gzipped file"):
+            raise
+        warn(f"{path} has bytes of something else after its end; they are left out.")
+        return
+    if len(rest) == _MAX_TAIL:
+        raise BabyAIError(f"{path} goes on long after the data that its header declares; convert it again.")
 
 
-def _check_intensities(path: Path, array: np.ndarray) -> None:
-    with np.errstate(all="ignore"):
-        low, high = float(array.min()), float(array.max())
-    if not np.isfinite([low, high]).all():
-        raise BabyAIError(f"{path} holds NaN or infinite values; replace them, e.g. with fslmaths -nan.")
+def _grey_values(path: Path, array: np.ndarray) -> np.ndarray:
+    """The values of a scan, with air for NaN and infinity outside the head.
+
+    Raises:
+        BabyAIError: some are not finite within the head, or all are the same.
+    """
+    finite = np.isfinite(array)
+    if not finite.any():
+        raise BabyAIError(f"{path} holds no finite value; check how it was exported.")
+    if not finite.all():
+        head = ndimage.binary_closing(np.pad(finite, 2), iterations=2)[2:-2, 2:-2, 2:-2] | finite
+        if (ndimage.binary_fill_holes(head) & ~finite).sum() > 0.05 * finite.sum():
+            raise BabyAIError(
+                f"{path} holds NaN or infinite values within the head; replace them, e.g. with fslmaths -nan."
+            )
+        warn(f"{path} holds NaN or infinite values in {1 - finite.mean():.0%} of its voxels; they are taken for air.")
+        array = np.where(finite, array, min(0, array[finite].min()))
+    low, high = float(array.min()), float(array.max())
     if low == high:
         fault = "is zero everywhere" if low == 0 else f"has the same value ({low:g}) everywhere"
         raise BabyAIError(f"{path} {fault}; check how it was exported.")
+    return array
 
 
 def _cleaned(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    """The header for float32 results: orientation and units stay, display range and scaling of the source do not."""
+    """The header for float32 results in mm: orientation codes stay, display range and scaling of the source do not."""
     header = header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
     header["cal_min"] = header["cal_max"] = 0
-    if int(header["xyzt_units"]) % 8 not in (1, 2, 3):  # unknown or damaged, not metres, mm or micrometres
-        header["xyzt_units"] = 2
+    header["xyzt_units"] = 2
     header["vox_offset"] = 0
     return header
 
 
 def check_same_grid(t1: nib.Nifti1Image, t2: nib.Nifti1Image) -> None:
-    """Refuse a pair whose voxels do not coincide: other shape, or corners more than 0.01 mm apart."""
+    """Refuse a pair whose voxels do not coincide: other shape, or corners more than 0.1 mm apart."""
     remedy = "bring both onto one grid with scripts/preprocessing.py"
     if t1.shape != t2.shape:
         raise BabyAIError(
@@ -209,7 +213,7 @@ def check_same_grid(t1: nib.Nifti1Image, t2: nib.Nifti1Image) -> None:
         )
     corners = np.array(np.meshgrid(*[(0, length - 1) for length in t1.shape])).reshape(3, -1).T
     distance = np.abs(nib.affines.apply_affine(t1.affine - t2.affine, corners)).max()
-    if distance > 1e-2:
+    if distance > _SAME_PLACE:
         raise BabyAIError(
             f"{name_of(t1)} and {name_of(t2)} lie up to {distance:.2f} mm apart in world space; {remedy}."
         )
