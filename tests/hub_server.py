@@ -69,14 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_body: bool) -> None:
         hub = self.hub
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", self.path)
-        repo, name = match.groups() if match else ("", self.path)
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        repo, revision, name = match.groups() if match else ("", "", self.path)
         start = int((re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
         hub.requests.append(f"{self.command} {name}" + (f" {start}-" if start else ""))
         if hub.status:
             return self._refuse(hub.status, None)
         if repo != hub.repo:
             return self._refuse(401, "RepoNotFound")
+        if revision not in ("main", COMMIT):
+            return self._refuse(404, "RevisionNotFound")
         if name not in hub.files:
             return self._refuse(404, "EntryNotFound")
         content = hub.files[name]

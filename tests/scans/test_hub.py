@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,12 +113,20 @@ def test_a_damaged_cached_file_is_downloaded_again(server, client, nobody):
 def test_a_missing_file_is_told(server, client):
     del server.files[hub.ATLAS_FILE]
     told = client(server.endpoint, f"fetch({hub.ATLAS_FILE!r})")
-    assert "is not among the files of" in told and "--atlas" in told
+    assert "is not to be found at" in told and "--atlas" in told
 
 
 def test_a_missing_repository_is_told(server, client):
     server.repo = "some/other"
-    assert "is missing or not open" in client(server.endpoint)
+    assert "not open to you" in client(server.endpoint)
+
+
+def test_a_revision_may_be_chosen_and_the_commit_is_known(server, client):
+    path = client(server.endpoint, BABYAI_HUB_REVISION=hub_server.COMMIT)
+    assert content(path) == FILES[hub.WEIGHTS_FILE] and hub.commit_of(Path(path)) == hub_server.COMMIT
+    assert client(server.endpoint) == path, "main is at that commit"
+    assert "revision v0" in client(server.endpoint, BABYAI_HUB_REVISION="v0")
+    assert hub.commit_of(Path("weights/compact.pth")) is None
 
 
 @pytest.mark.parametrize("status", [403, 500, 503])

@@ -6,7 +6,6 @@ variables `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE`. A file already in the c
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from pathlib import Path
@@ -17,6 +16,8 @@ REPO_ROOT = Path(__file__).resolve().parents[3]
 BUNDLED_WEIGHTS = REPO_ROOT / "weights" / "compact.pth"
 
 HUB_REPO = "almalennartsson/baby-ai"
+# A branch, tag or commit of the repository; the commit that a file came from is told by `commit_of`.
+HUB_REVISION = os.environ.get("BABYAI_HUB_REVISION", "main")
 WEIGHTS_FILE = "pretrained_weights.pth"
 ATLAS_FILE = "infant_atlas.nii.gz"
 DEMO_T1_FILE = "demo_t1w_input.nii.gz"
@@ -26,7 +27,6 @@ _REMEDIES = {
     WEIGHTS_FILE: "use --weights bundled, or give --weights the path of a copy",
     ATLAS_FILE: "give --atlas the path of a copy",
 }
-_OTHER_REMEDY = "go on without it"
 
 
 def find_weights(choice: str | Path) -> Path:
@@ -47,84 +47,60 @@ def find_weights(choice: str | Path) -> Path:
     return path
 
 
-def fetch(filename: str) -> Path:
+def fetch(filename: str, revision: str = HUB_REVISION) -> Path:
     """A file of the published repository: from the cache if it is there and intact, or else downloaded.
 
     Raises:
         BabyAIError: it is neither in the cache nor to be had; the sentence says what to do.
     """
-    path = _cached(filename)
-    if path is None or _discard_if_damaged(path):
-        path = _downloaded(filename)
-        if _discard_if_damaged(path):
-            raise BabyAIError(f"{filename} arrived damaged from {_origin()}; try again, or {_remedy(filename)}.")
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    cached = try_to_load_from_cache(HUB_REPO, filename, revision=revision)
+    damaged = isinstance(cached, str) and not _is_intact(Path(cached))
+    if isinstance(cached, str) and not damaged:
+        return Path(cached)
+    origin, remedy = f"{constants.ENDPOINT}/{HUB_REPO}", _REMEDIES.get(filename, "go on without it")
+    try:
+        # Without a server this fails at once, where hf_hub_download goes on trying for half a minute.
+        get_hf_file_metadata(hf_hub_url(HUB_REPO, filename, revision=revision))
+        path = Path(hf_hub_download(HUB_REPO, filename, revision=revision, force_download=damaged))
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise BabyAIError(
+            f"{filename} is not to be found at {origin}, revision {revision}, or not open to you; check HF_ENDPOINT "
+            f"and BABYAI_HUB_REVISION, log in with `hf auth login`, or {remedy}."
+        ) from error
+    except Exception as error:  # of three transports, each with its own kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise BabyAIError(
+            f"{filename} could not be downloaded from {origin} into {constants.HF_HUB_CACHE} ({reason}); "
+            f"try again (HF_HOME chooses another folder), or {remedy}."
+        ) from error
+    if not _is_intact(path):
+        raise BabyAIError(f"{filename} arrived damaged from {origin}; try again, or {remedy}.")
     return path
 
 
-def _cached(filename: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(HUB_REPO, filename)
-    return Path(path) if isinstance(path, str) else None
+def commit_of(path: Path) -> str | None:
+    """The commit of the published repository that a file from the Hub's cache belongs to; None for any other file."""
+    return path.parent.name if path.parent.parent.name == "snapshots" else None
 
 
-def _downloaded(filename: str) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    # The library's errors come from three transports, and one of them raises bare RuntimeErrors.
-    try:
-        # Without a server this fails at once, where hf_hub_download goes on trying for half a minute.
-        get_hf_file_metadata(hf_hub_url(HUB_REPO, filename))
-        return Path(hf_hub_download(HUB_REPO, filename))
-    except Exception as error:
-        raise BabyAIError(f"{filename} {_reason(error)}, or {_remedy(filename)}.") from error
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled, RemoteEntryNotFoundError, RepositoryNotFoundError
-
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to download it: unset it"
-    if isinstance(error, RemoteEntryNotFoundError):
-        return f"is not among the files of {_origin()}: check HF_ENDPOINT"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"cannot be downloaded, since {_origin()} is missing or not open to you: log in with `hf auth login`"
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return f"does not fit on the disk of {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another folder"
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"cannot be saved in {constants.HF_HUB_CACHE}: set HF_HOME to a folder that you may write to"
-    first_line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-    return f"could not be downloaded from {_origin()} ({first_line}): try again with a working connection"
-
-
-def _origin() -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{HUB_REPO}"
-
-
-def _remedy(filename: str) -> str:
-    return _REMEDIES.get(filename, _OTHER_REMEDY)
-
-
-def _discard_if_damaged(path: Path) -> bool:
-    """Delete a cached file whose content is not what its name says; True if it was so.
+def _is_intact(path: Path) -> bool:
+    """Whether a cached file is what its name says; one that is not is deleted, so that it is downloaded again.
 
     The cache links each file to a blob named by its checksum: SHA-256 for large files, git's SHA-1 for small ones.
     """
     if not path.is_symlink():
-        return False
-    blob = path.parent / os.readlink(path)
+        return True
+    blob = path.resolve()
+    content = blob.read_bytes() if len(blob.name) == 40 else b""
     with blob.open("rb") as stream:
-        if len(blob.name) == 64:
-            intact = hashlib.file_digest(stream, "sha256").hexdigest() == blob.name
-        elif len(blob.name) == 40:
-            content = stream.read()
-            intact = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob.name
-        else:
-            intact = True
+        checksums = {
+            64: lambda: hashlib.file_digest(stream, "sha256").hexdigest(),
+            40: lambda: hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+        }
+        intact = checksums.get(len(blob.name), lambda: blob.name)() == blob.name
     if not intact:
         blob.unlink()
-    return not intact
+    return intact
