@@ -45,12 +45,15 @@ from func.training.augmentation import (
     random_rotation,
     random_shapes,
     shifted,
+    thick_scan,
     tilted_stack,
+    with_lesions,
 )
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of an array in RAS order
 MARGIN = 4  # voxels of air kept around a head
 FAINTEST = 0.01  # of the brightest voxel: what is fainter is no head
+RIM = 4  # voxels: a brain's outline is one mask's for both scans, so that the T1w gives the T2w's away
 
 _THICK_NAME = re.compile(r"(axial|coronal|sagittal)\d+(p\d+)?mm")
 
@@ -77,6 +80,7 @@ class Subject:
         start, shape: first voxel of the crop on the whole grid, and the whole grid's shape.
         scans: thick-slice T2w scans of the same head that exist as files.
         invented: the contrasts mean nothing and are to be drawn anew for every sample.
+        inner: where the scans show anatomy, not where a brain was cut out of its head; None: everywhere.
     """
 
     label: str
@@ -86,6 +90,7 @@ class Subject:
     shape: tuple[int, int, int] = (0, 0, 0)
     scans: tuple[ThickScan, ...] = ()
     invented: bool = False
+    inner: np.ndarray | None = None
 
 
 def find_subjects(data_dir: str | Path) -> tuple[dict[str, list[list[Pair]]], list[BabyAIError]]:
@@ -144,6 +149,7 @@ def _read_group(group: list[Pair], published: bool) -> tuple[Subject | None, lis
             np.ascontiguousarray(t2_scale.apply(t2[box]), np.float32),
             tuple(part.start for part in box),
             t2.shape,
+            inner=None if published else _inner(t2[box]),
         )
     except BabyAIError as error:
         return None, [error]
@@ -165,6 +171,11 @@ def _head_box(
         slice(max(int(a) - margin, 0), min(int(b) + margin + 1, n))
         for a, b, n in zip(first, last, t1.shape, strict=True)
     )
+
+
+def _inner(t2: np.ndarray) -> np.ndarray:
+    """The brain, ``RIM`` voxels or more from its edge."""
+    return ndimage.distance_transform_edt(np.pad(brain_mask(t2), 1))[1:-1, 1:-1, 1:-1] >= RIM
 
 
 def _read_thick(
@@ -248,8 +259,9 @@ class ThickSliceSamples(Dataset):
         truth       (P, P, P)     the isotropic T2w
         projection  (P, P)        along the last axis, what the slices see of an estimate, spread over the planes
         offset      (P, P, P)     the same of the measured slices, so that x - projection x + offset agrees with them
-        planes      (P,)          1 where the slices that lie in the crop reach, 0 elsewhere
-        baseline    (2,)          mean absolute and root-mean-square error of consistent cubic interpolation
+        weight      (P, P, P)     how much an error counts: 1 in the inner brain, less at the rim that brain extraction
+                                  left, 0 beyond the slices that lie in the crop
+        baseline    (2,)          mean absolute and root-mean-square error of consistent cubic interpolation, so weighted
 
     Where there is no slice geometry, projection and offset are zero, and the slices may be stacked along any axis.
 
@@ -263,18 +275,27 @@ class ThickSliceSamples(Dataset):
     THICKNESSES = (2.0, 3.0, 4.0, 5.0)
     THICKNESS_RANGE = (2.0, 6.0)
     PROFILES = ("box", "gaussian", "point")
-    PROFILE_SHARES = (0.7, 0.15, 0.15)
+    PROFILE_SHARES = (0.75, 0.1, 0.15)
     LARGEST_TILT = 10  # degrees
     LARGEST_SHIFT = 1.0  # voxels along each axis, of the T1w against the T2w
     SOFTNESS = (0.4, 1.6)  # voxels
+    T1_THICKNESS = (2.0, 5.0)  # voxels
+    IN_PLANE = (0.4, 0.8)  # voxels, in the slices as acquired
+    RIM_WEIGHT = 0.1
+    INNER_SHARE = 0.35  # of a crop, that should be inner brain
 
     # Shares of the samples
     GAP = 0.25
     FROM_FILE = 0.5  # of those of subjects that have thick-slice scans
-    NEW_CONTRAST = NOISE = BIAS = 0.25
-    T1_NOISE = MISALIGNMENT = 0.15
-    SOFT = 0.1
-    UNKNOWN_GEOMETRY = 0.2
+    NEW_CONTRAST = BIAS = 0.1
+    NOISE = 0.15
+    T1_NOISE = MISALIGNMENT = 0.1
+    SOFT = 0.06
+    FINE_IN_PLANE = 0.2
+    LESIONS = 0.15
+    THICK_T1 = 0.15
+    NO_T1 = 0.1
+    UNKNOWN_GEOMETRY = 0.12
     TILTED = 0.7  # of those with unknown geometry
 
     def __init__(self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56):
@@ -296,56 +317,70 @@ class ThickSliceSamples(Dataset):
             scan = subject.scans[rng.integers(len(subject.scans))]
         axis = int(rng.integers(3)) if scan is None else scan.geometry.axis
         turn = _Turn(axis, rng)
-        t1, t2 = turn(subject.t1), turn(subject.t2)
-        corner = self._corner(t2, rng)
+        t1, t2, inner = turn(subject.t1), turn(subject.t2), turn(_inner_of(subject))
+        corner = self._corner(inner, rng)
         column = tuple(slice(at, at + size) for at in corner[:2])
+        planes = slice(corner[2], corner[2] + size)
+        t1, t2, inner = t1[column], t2[column], inner[column]
         if scan is None:
-            t1, t2 = self._changed(t1[column], t2[column], subject.invented, rng)
+            t1, t2 = self._changed(t1, t2, inner, planes, subject.invented, rng)
             geometry = self._random_geometry(t2.shape[2], rng)
             slices = acquire(t2, geometry)
         else:
-            t1, t2 = t1[column], t2[column]
             geometry = scan.geometry.on_axis(2, t2.shape[2] if turn.reverses else None)
             slices = turn(scan.array)[column]
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
         slices = noisy(slices, noise, rng)
         upsampled = upsample(slices, geometry, t2.shape[2])
-        inputs = network_inputs(t1, upsampled, slices, geometry)
-        planes = slice(corner[2], corner[2] + size)
+        inputs = network_inputs(self._scanned_t1(t1, rng), upsampled, slices, geometry)
+        weight = np.where(inner[..., planes], 1, self.RIM_WEIGHT)
         return _sample(
-            inputs[..., planes], t2[..., planes], upsampled[..., planes], slices, geometry, planes, (noise / 0.05) ** 2
+            inputs[..., planes],
+            t2[..., planes],
+            upsampled[..., planes],
+            weight,
+            slices,
+            geometry,
+            planes,
+            (noise / 0.05) ** 2,
         )
 
     def _without_geometry(self, subject: Subject, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.patch
         turn = _Turn(int(rng.integers(3)), rng)
-        t1, t2 = turn(subject.t1), turn(subject.t2)
-        corner = self._corner(t2, rng)
+        t1, t2, inner = turn(subject.t1), turn(subject.t2), turn(_inner_of(subject))
+        corner = self._corner(inner, rng)
         tilted = rng.random() < self.TILTED
         # What a tilt, the slices and the splines between them may bring in from beside the crop.
         margin = np.array([12, 12, 20] if tilted else [0, 0, 12])
-        block = [_block(scan, corner - margin, size + 2 * margin) for scan in (t1, t2)]
-        t1, t2 = self._changed(*block, subject.invented, rng)
+        t1, t2, inner = (_block(scan, corner - margin, size + 2 * margin) for scan in (t1, t2, inner))
+        t1, t2 = self._changed(t1, t2, inner, slice(margin[2], margin[2] + size), subject.invented, rng)
         geometry = self._random_geometry(t2.shape[2], rng)
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
         if tilted:
             upsampled = tilted_stack(t2, geometry, random_rotation(self.LARGEST_TILT, rng), noise, rng)
         else:
             upsampled = upsample(noisy(acquire(t2, geometry), noise, rng), geometry, t2.shape[2])
+        t1 = self._scanned_t1(t1, rng)
         order = rng.permutation(3)
-        t1, t2, upsampled = (
-            scan[tuple(slice(m, m + size) for m in margin)].transpose(order) for scan in (t1, t2, upsampled)
+        t1, t2, upsampled, inner = (
+            None if scan is None else scan[tuple(slice(m, m + size) for m in margin)].transpose(order)
+            for scan in (t1, t2, upsampled, inner)
         )
-        return _sample(network_inputs(t1, upsampled), t2, upsampled)
+        return _sample(network_inputs(t1, upsampled), t2, upsampled, np.where(inner, 1, self.RIM_WEIGHT))
 
-    def _corner(self, t2: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """First voxel of a crop of which more than a quarter is head, unless there is hardly any."""
-        room = np.array(t2.shape) - self.patch + 1
+    def _corner(self, inner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """First voxel of a crop that is inner brain for the most part, or the fullest of twenty."""
+        room = np.array(inner.shape) - self.patch + 1
+        fullest = -1.0
         for _ in range(20):
             corner = rng.integers(room)
-            if (t2[tuple(slice(at, at + self.patch) for at in corner)] > 0).mean() > 0.25:
+            share = inner[tuple(slice(at, at + self.patch) for at in corner)].mean()
+            if share > fullest:
+                best, fullest = corner, share
+            if share > self.INNER_SHARE:
                 break
-        return corner
+        return best
 
     def _random_geometry(self, length: int, rng: np.random.Generator) -> SliceGeometry:
         thickness = float(rng.choice([*self.THICKNESSES, rng.uniform(*self.THICKNESS_RANGE)]))
@@ -356,10 +391,18 @@ class ThickSliceSamples(Dataset):
         return SliceGeometry.fitting(2, length, thickness, spacing, first, profile)
 
     def _changed(
-        self, t1: np.ndarray, t2: np.ndarray, invented: bool, rng: np.random.Generator
+        self,
+        t1: np.ndarray,
+        t2: np.ndarray,
+        inner: np.ndarray,
+        planes: slice,
+        invented: bool,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The two scans as another scanner might have shown them."""
+        """The head as another scanner might have shown it, or another patient's, with lesions between the planes."""
         scans = [t1, t2]
+        if rng.random() < self.LESIONS and (places := np.argwhere(inner[..., planes])).size:
+            scans = list(with_lesions(t1, t2, places + [0, 0, planes.start], rng))
         for index in range(2):
             if rng.random() < self.NEW_CONTRAST or (invented and index == 1):
                 scans[index] = random_contrast(scans[index], rng)
@@ -371,13 +414,33 @@ class ThickSliceSamples(Dataset):
             softness = rng.uniform(*self.SOFTNESS)
             for index in (0, 1) if rng.random() < 0.5 else (1,):
                 scans[index] = ndimage.gaussian_filter(scans[index], softness)
-        if rng.random() < self.MISALIGNMENT:
-            air = scans[0] == 0
-            scans[0] = shifted(scans[0], rng.uniform(-self.LARGEST_SHIFT, self.LARGEST_SHIFT, 3))
-            scans[0][air] = 0
-        if rng.random() < self.T1_NOISE:
-            scans[0] = noisy(scans[0], rng.uniform(0, 0.03), rng)
+        if rng.random() < self.FINE_IN_PLANE:
+            softness = in_plane_softness(rng.uniform(*self.IN_PLANE))
+            scans[1] = ndimage.gaussian_filter(scans[1], (softness, softness, 0))
         return scans[0], scans[1]
+
+    def _scanned_t1(self, t1: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+        """The T1w of that head as it may be: none at all, in thick slices, beside the T2w, or noisy."""
+        if rng.random() < self.NO_T1:
+            return None
+        if rng.random() < self.THICK_T1:
+            t1 = thick_scan(t1, rng.uniform(*self.T1_THICKNESS), int(rng.integers(3)), rng)
+        if rng.random() < self.MISALIGNMENT:
+            air = t1 == 0
+            t1 = shifted(t1, rng.uniform(-self.LARGEST_SHIFT, self.LARGEST_SHIFT, 3))
+            t1[air] = 0
+        if rng.random() < self.T1_NOISE:
+            t1 = noisy(t1, rng.uniform(0, 0.03), rng)
+        return t1
+
+
+def in_plane_softness(spacing: float) -> float:
+    """Standard deviation, in voxels of 1 mm, of what raw mode smooths finer in-plane voxels with."""
+    return 0.425 * np.sqrt(1 - spacing**2)
+
+
+def _inner_of(subject: Subject) -> np.ndarray:
+    return subject.t2 > 0 if subject.inner is None else subject.inner
 
 
 class _Turn:
@@ -405,7 +468,8 @@ def _at_least(subject: Subject, length: int) -> Subject:
         for scan in subject.scans
     )
     widths = [(0, m) for m in missing]
-    return replace(subject, t1=np.pad(subject.t1, widths), t2=np.pad(subject.t2, widths), scans=scans)
+    inner = None if subject.inner is None else np.pad(subject.inner, widths)
+    return replace(subject, t1=np.pad(subject.t1, widths), t2=np.pad(subject.t2, widths), inner=inner, scans=scans)
 
 
 def _block(volume: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
@@ -422,6 +486,7 @@ def _sample(
     inputs: np.ndarray,
     truth: np.ndarray,
     upsampled: np.ndarray,
+    weight: np.ndarray,
     slices: np.ndarray | None = None,
     geometry: SliceGeometry | None = None,
     crop: slice = slice(0, 0),
@@ -429,7 +494,7 @@ def _sample(
 ) -> dict[str, np.ndarray]:
     """A sample from crops; ``slices`` and ``geometry`` are of the whole columns, of which ``crop`` are the planes."""
     size = truth.shape[2]
-    projection, offset, planes = np.zeros((size, size)), np.zeros_like(truth), np.ones(size)
+    projection, offset = np.zeros((size, size)), np.zeros_like(truth)
     inside = slice(0, 0) if geometry is None else _slices_inside(geometry, crop)
     if inside.stop > inside.start:
         inner = replace(
@@ -441,17 +506,18 @@ def _sample(
         projection = correction @ slice_matrix(inner, size)
         offset = along(correction, slices[..., inside], 2)
         distance = np.abs(np.subtract.outer(np.arange(size), inner.centers)).min(axis=1)
-        planes = distance <= max(geometry.thickness, geometry.spacing) / 2
+        weight = weight * (distance <= max(geometry.thickness, geometry.spacing) / 2)
     arrays = {
         "inputs": inputs,
         "truth": truth,
         "projection": projection,
         "offset": offset,
-        "planes": planes,
+        "weight": weight,
     }
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    error = (upsampled - along(arrays["projection"], upsampled, 2) + arrays["offset"] - truth) * arrays["planes"]
-    arrays["baseline"] = np.array([np.abs(error).mean(), np.sqrt(np.square(error).mean())], np.float32)
+    error = upsampled - along(arrays["projection"], upsampled, 2) + arrays["offset"] - truth
+    mean_square = (arrays["weight"] * np.square(error)).mean()
+    arrays["baseline"] = np.array([(arrays["weight"] * np.abs(error)).mean(), np.sqrt(mean_square)], np.float32)
     return arrays
 
 

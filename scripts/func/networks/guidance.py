@@ -33,31 +33,37 @@ _RIM_BRIGHTNESS = 0.7  # of the T1w's around it: a voxel at the rim that reaches
 
 
 def network_inputs(
-    t1: np.ndarray, upsampled: np.ndarray, slices: np.ndarray | None = None, geometry: SliceGeometry | None = None
+    t1: np.ndarray | None,
+    upsampled: np.ndarray,
+    slices: np.ndarray | None = None,
+    geometry: SliceGeometry | None = None,
 ) -> np.ndarray:
     """The seven input channels of the compact network (see CHANNELS).
 
     Args:
-        t1: T1w, shape (X, Y, Z).
-        upsampled: T2w, cubic up-sampled to the same grid.
+        t1: T1w, shape (X, Y, Z); None where there is none, which the network sees as air that suggests nothing.
+        upsampled: T2w, cubic up-sampled, of the same shape.
         slices: the T2w's measured slices, shape (X, Y, geometry.count); None where they are not known.
         geometry: of these slices, along axis 2.
 
     Returns:
         float32 array of shape (7, X, Y, Z). The second is the T2w with the suggested detail already added.
     """
-    inputs = np.zeros((len(CHANNELS), *t1.shape), dtype=np.float32)
-    inputs[0], inputs[1] = t1, upsampled
+    inputs = np.zeros((len(CHANNELS), *upsampled.shape), dtype=np.float32)
+    inputs[1] = upsampled
+    if t1 is not None:
+        inputs[0] = t1
     if geometry is None:
         return inputs
-    length = t1.shape[2]
+    length = upsampled.shape[2]
     planes = (np.arange(length) - geometry.first_center) / geometry.spacing
     nearest = np.clip(np.round(planes), 0, geometry.count - 1)
     inputs[2] = np.minimum(2 * np.abs(planes - nearest), 2)
     inputs[3] = profile_width(geometry) / 2
     inputs[4] = geometry.spacing / 4
-    inputs[5], inputs[6] = suggested_detail(t1, slices, geometry)
-    inputs[1] += inputs[5]
+    if t1 is not None:
+        inputs[5], inputs[6] = suggested_detail(t1, slices, geometry)
+        inputs[1] += inputs[5]
     return inputs
 
 

@@ -11,7 +11,7 @@ from numpy.polynomial import legendre
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from func.slices.geometry import SliceGeometry, acquire, along
+from func.slices.geometry import SliceGeometry, acquire, along, upsample
 
 
 def random_contrast(volume: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -71,6 +71,49 @@ def tilted_stack(
     return ndimage.affine_transform(
         slices, back, to_slices @ (center - first) - back @ center, volume.shape, order=3, mode="nearest"
     )
+
+
+def thick_scan(volume: np.ndarray, thickness: float, axis: int, rng: np.random.Generator) -> np.ndarray:
+    """The volume as slices of this many voxels along an axis show it, cubic up-sampled to its grid again."""
+    length = volume.shape[axis]
+    first = (thickness - 1) / 2 + rng.uniform(-0.5, 0.5) * thickness
+    geometry = SliceGeometry.fitting(axis, length, thickness, first_center=first)
+    thick = np.maximum(upsample(acquire(volume, geometry), geometry, length), 0)
+    # As raw mode does: a spline's faint ringing in the air is no anatomy.
+    thick[thick < 2e-3 * thick.max()] = 0
+    return thick
+
+
+def with_lesions(
+    t1: np.ndarray, t2: np.ndarray, places: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One to four lesions of 3 to 10 voxels, mostly bright in the T2w, that one scan shows or both.
+
+    Args:
+        t1, t2: shape (X, Y, Z).
+        places: where their centres may lie, voxel indices of shape (count, 3).
+    """
+    t1, t2 = t1.copy(), t2.copy()
+    for center in places[rng.integers(len(places), size=rng.integers(1, 5))]:
+        radii = rng.uniform(3, 10) / 2 * np.exp(rng.uniform(-0.25, 0.25, 3))
+        shown = rng.choice(3, p=(0.45, 0.25, 0.3))  # in the T2w alone, in the T1w alone, in both
+        if shown != 1:
+            _blend(t2, rng.uniform(0.6, 1.2) if rng.random() < 0.8 else rng.uniform(0.05, 0.3), center, radii)
+        if shown != 0:
+            _blend(t1, rng.uniform(0.1, 1.1), center, radii)
+    return t1, t2
+
+
+def _blend(volume: np.ndarray, intensity: float, center: np.ndarray, radii: np.ndarray) -> None:
+    """Paint an ellipsoid into the volume, with an edge one voxel wide."""
+    box = tuple(slice(max(int(c - r) - 1, 0), int(c + r) + 3) for c, r in zip(center, radii, strict=True))
+    offsets = [
+        np.arange(part.start, min(part.stop, n)) - c for part, n, c in zip(box, volume.shape, center, strict=True)
+    ]
+    grid = np.meshgrid(*(offset / radius for offset, radius in zip(offsets, radii, strict=True)), indexing="ij")
+    distance = (np.sqrt(sum(np.square(part) for part in grid)) - 1) * radii.min()
+    share = np.clip(0.5 - distance, 0, 1).astype(volume.dtype)
+    volume[box] += share * (np.float32(intensity) - volume[box])
 
 
 def noisy(scan: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
