@@ -29,7 +29,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from func.commands import processors, script_parser
-from func.dataset import find_subjects
 from func.errors import BabyAIError
 from func.networks.devices import choose_device
 from func.networks.weights import load_weights
@@ -45,6 +44,7 @@ from func.training.settings import add_settings, check_settings, check_values, g
 from func.training.signals import Stop, Stopped, stop_signals
 from func.training.splits import check_split, read_split, split_subjects
 from func.training.step_log import StepLog, format_metrics
+from func.training.subjects import find_subjects
 from func.training.tensorboard import Board, check_tensorboard
 from func.training.trainable import trainable_network
 from func.training.validation import Validation

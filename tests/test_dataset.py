@@ -7,17 +7,14 @@ from torch.utils.data import DataLoader
 
 from func.dataset import (
     PublishedPatches,
-    Subject,
     ThickSliceSamples,
-    find_subjects,
     published_images,
-    read_pseudo_pairs,
-    read_subjects,
 )
 from func.scans.files import save_json
 from func.scans.intensity import published_normalise
 from func.slices.geometry import SliceGeometry, acquire, upsample
 from func.training import augmentation
+from func.training.subjects import Subject, find_subjects, read_pseudo_pairs, read_subjects
 
 SHAPE = (44, 48, 40)
 
@@ -103,7 +100,7 @@ def test_a_sample_depends_on_its_number_alone(subject):
 
 
 def test_soft_samples_hold_less_detail(subject):
-    plain = {"BIAS": 0, "NEW_CONTRAST": 0, "MISALIGNMENT": 0, "T1_NOISE": 0}
+    plain = {"BIAS": 0, "NEW_CONTRAST": 0, "MISALIGNMENT": 0, "T1_NOISE": 0, "LESIONS": 0, "FINE_IN_PLANE": 0}
     for number in range(5):
         sharp, soft = (samples_of(subject, SOFT=share, **plain)[number]["truth"] for share in (0, 1))
         roughness = [np.square(np.diff(truth, axis=0)).mean() for truth in (sharp, soft)]
@@ -119,11 +116,11 @@ def test_samples_are_whole(subject):
             "truth": (24, 24, 24),
             "projection": (24, 24),
             "offset": (24, 24, 24),
-            "planes": (24,),
+            "weight": (24, 24, 24),
             "baseline": (2,),
         }
         assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in sample.values())
-        assert set(np.unique(sample["planes"])) <= {0, 1}
+        assert sample["weight"].min() >= 0 and sample["weight"].max() == 1
 
 
 def test_the_truth_agrees_with_the_slices(subject):
@@ -142,7 +139,7 @@ def test_without_geometry_nothing_is_corrected(subject):
     for number in range(6):
         sample = samples[number]
         assert not sample["projection"].any() and not sample["offset"].any() and not sample["inputs"][2:].any()
-        assert sample["planes"].all()
+        assert sample["weight"].all()
         assert 0.005 < sample["baseline"][1] < 1
 
 

@@ -1,4 +1,4 @@
-"""Training data: infants read once, and the samples that the two recipes draw from them.
+"""The patch-based two-channel data set: the samples that the two recipes draw from subjects read once.
 
 Thick slices are made on the fly from the isotropic T2w; scans that are already there in thick slices (see
 scripts/synthesize_anisotropic.py) are used as well. A sample depends on the seed and on its own number alone, so that
@@ -7,247 +7,39 @@ it is the same whichever process, worker or resumed run draws it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from torch.utils.data import Dataset
 
-from func.errors import BabyAIError
 from func.networks.guidance import network_inputs
 from func.networks.patches import tile_axis
-from func.phantom import infant_brain
-from func.scans.bids import Pair, entities_of, find_pairs
-from func.scans.intensity import Scale, scale_of, zero_based_scale
-from func.scans.nifti import check_isotropic, check_same_grid, name_of, read_volume, to_ras
-from func.scans.sidecars import read_sidecar
+from func.scans.intensity import Scale, scale_of
 from func.slices.geometry import (
+    AXIS_ACROSS,
     SliceGeometry,
     acquire,
     along,
     consistency_matrix,
-    measured_slices,
     slice_matrix,
     upsample,
     upsampling_matrix,
 )
-from func.slices.recovery import recover_geometry
 from func.training.augmentation import (
     bias_field,
     noisy,
     random_contrast,
     random_rotation,
-    random_shapes,
     shifted,
     thick_scan,
     tilted_stack,
     with_lesions,
 )
-
-AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of an array in RAS order
-MARGIN = 4  # voxels of air kept around a head
-FAINTEST = 0.01  # of the brightest voxel: what is fainter is no head
-RIM = 4  # voxels: a brain's outline is one mask's for both scans, so that the T1w gives the T2w's away
-
-_THICK_NAME = re.compile(r"(axial|coronal|sagittal)\d+(p\d+)?mm")
-
-
-@dataclass(frozen=True)
-class ThickScan:
-    """A T2w that was acquired or made in thick slices, on its subject's cropped grid.
-
-    ``array`` holds the measured slices where ``geometry`` is given, and the cubic up-sampled volume where it is None.
-    """
-
-    name: str
-    array: np.ndarray
-    geometry: SliceGeometry | None = None
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An isotropic pair in RAS order, cropped to the head, with air at 0 and the 99th percentile at 1.
-
-    Attributes:
-        label: BIDS label without ``sub-``; several sessions of an infant share it.
-        t1, t2: float32, shape (X, Y, Z).
-        start, shape: first voxel of the crop on the whole grid, and the whole grid's shape.
-        scans: thick-slice T2w scans of the same head that exist as files.
-        invented: the contrasts mean nothing and are to be drawn anew for every sample.
-        inner: where the scans show anatomy, not where a brain was cut out of its head; None: everywhere.
-    """
-
-    label: str
-    t1: np.ndarray
-    t2: np.ndarray
-    start: tuple[int, int, int] = (0, 0, 0)
-    shape: tuple[int, int, int] = (0, 0, 0)
-    scans: tuple[ThickScan, ...] = ()
-    invented: bool = False
-    inner: np.ndarray | None = None
-
-
-def find_subjects(data_dir: str | Path) -> tuple[dict[str, list[list[Pair]]], list[BabyAIError]]:
-    """The isotropic pairs below a folder by subject label, each followed by its scans in thick slices.
-
-    Raises:
-        BabyAIError: no such folder, or no scans in it.
-    """
-    pairs, errors = find_pairs(data_dir)
-    groups: dict[tuple, list[Pair]] = {}
-    for pair in pairs:
-        entities = entities_of(pair.t2)
-        groups.setdefault((pair.subject, entities.get("ses"), entities.get("run")), []).append(pair)
-    subjects: dict[str, list[list[Pair]]] = {}
-    for group in groups.values():
-        thick = [pair for pair in group if _is_thick(pair)]
-        isotropic = [pair for pair in group if pair not in thick]
-        if not isotropic:
-            errors.append(BabyAIError(f"{thick[0].t2} has no isotropic T2w beside it to learn from; add it."))
-        for pair in isotropic:
-            subjects.setdefault(pair.subject, []).append([pair, *thick])
-    return subjects, errors
-
-
-def _is_thick(pair: Pair) -> bool:
-    return bool(_THICK_NAME.fullmatch(entities_of(pair.t2).get("acq", ""))) or "FirstSliceCenter" in read_sidecar(
-        pair.t2
-    )
-
-
-def read_subjects(groups: Sequence[list[Pair]], published: bool) -> tuple[list[Subject], list[BabyAIError]]:
-    """Read pairs as :func:`find_subjects` groups them; a pair that cannot be used costs one error and no other pair.
-
-    For the published recipe all that is not zero is kept, and thick-slice scans stay the up-sampled volumes they are;
-    otherwise the head alone is kept, and of thick-slice scans the slices.
-    """
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda group: _read_group(group, published), groups))
-    return [subject for subject, _ in results if subject], [error for _, errors in results for error in errors]
-
-
-def _read_group(group: list[Pair], published: bool) -> tuple[Subject | None, list[BabyAIError]]:
-    pair, *thick = group
-    errors: list[BabyAIError] = []
-    try:
-        images = [read_volume(pair.t1), read_volume(pair.t2)]
-        for image in images:
-            check_isotropic(image)
-        check_same_grid(*images)
-        t1, t2 = (np.asarray(to_ras(image).dataobj) for image in images)
-        box = _head_box(t1, t2, *((0, 12) if published else (FAINTEST, MARGIN)))
-        t2_scale = zero_based_scale(t2)
-        subject = Subject(
-            pair.subject,
-            np.ascontiguousarray(zero_based_scale(t1).apply(t1[box]), np.float32),
-            np.ascontiguousarray(t2_scale.apply(t2[box]), np.float32),
-            tuple(part.start for part in box),
-            t2.shape,
-            inner=None if published else _inner(t2[box]),
-        )
-    except BabyAIError as error:
-        return None, [error]
-    scans = []
-    for other in thick:
-        try:
-            scans.append(_read_thick(other, images[1], box, t2_scale, published))
-        except BabyAIError as error:
-            errors.append(error)
-    return replace(subject, scans=tuple(scans)), errors
-
-
-def _head_box(
-    t1: np.ndarray, t2: np.ndarray, faintest: float = FAINTEST, margin: int = MARGIN
-) -> tuple[slice, slice, slice]:
-    head = (t1 > faintest * t1.max()) | (t2 > faintest * t2.max())
-    first, last = (index(np.argwhere(head), axis=0) for index in (np.min, np.max))
-    return tuple(
-        slice(max(int(a) - margin, 0), min(int(b) + margin + 1, n))
-        for a, b, n in zip(first, last, t1.shape, strict=True)
-    )
-
-
-def _inner(t2: np.ndarray) -> np.ndarray:
-    """The brain, ``RIM`` voxels or more from its edge."""
-    return ndimage.distance_transform_edt(np.pad(brain_mask(t2), 1))[1:-1, 1:-1, 1:-1] >= RIM
-
-
-def _read_thick(
-    pair: Pair, isotropic: nib.Nifti1Image, box: tuple[slice, ...], scale: Scale, published: bool
-) -> ThickScan:
-    image = read_volume(pair.t2)
-    check_same_grid(image, isotropic)
-    array = np.asarray(to_ras(image).dataobj)
-    if published:
-        return ThickScan(pair.name, scale.apply(array[box]).astype(np.float32))
-    geometry = SliceGeometry.from_sidecar(read_sidecar(pair.t2), image)
-    if geometry is None:
-        geometry = recover_geometry(array)
-    else:
-        axis, flip = nib.io_orientation(image.affine)[geometry.axis]
-        geometry = geometry.on_axis(int(axis), array.shape[int(axis)] if flip < 0 else None)
-    if geometry is None:
-        raise BabyAIError(f"{name_of(image)} does not show where its slices lie; write them into its JSON sidecar.")
-    slices = measured_slices(array, geometry)
-    # Of the slices, those that lie in the box.
-    along_axis = box[geometry.axis]
-    half = geometry.thickness / 2
-    kept = np.flatnonzero(
-        (geometry.centers - half >= along_axis.start - 0.5) & (geometry.centers + half <= along_axis.stop - 0.5)
-    )
-    if len(kept) < 4:
-        raise BabyAIError(f"{name_of(image)} has fewer than four slices in the head; leave it out.")
-    cut = list(box)
-    cut[geometry.axis] = slice(int(kept[0]), int(kept[-1]) + 1)
-    inner = replace(
-        geometry, first_center=float(geometry.centers[kept[0]] - along_axis.start), count=int(kept[-1] - kept[0] + 1)
-    )
-    return ThickScan(pair.name, scale.apply(slices[tuple(cut)]).astype(np.float32), inner)
-
-
-def read_pseudo_pairs(paths: Iterable[str | Path]) -> list[Subject]:
-    """Heads of which there is a T1w only, of any voxel size: the T2w is the T1w, to be given a random contrast.
-
-    Raises:
-        BabyAIError: a file cannot be read.
-    """
-    subjects = []
-    for path in paths:
-        image = to_ras(read_volume(path))
-        array = np.asarray(image.dataobj)
-        zoom = nib.affines.voxel_sizes(image.affine)
-        if np.abs(zoom - 1).max() > 0.05:
-            array = np.maximum(ndimage.zoom(array, zoom, order=3, prefilter=True), 0)
-        array = np.ascontiguousarray(zero_based_scale(array).apply(array)[_head_box(array, array)], np.float32)
-        subjects.append(Subject(Path(path).name, array, array, shape=array.shape, invented=True))
-    return subjects
-
-
-def phantoms(count: int) -> list[Subject]:
-    """Digital infants of different ages, every other one with skull and face."""
-    subjects = []
-    for number in range(count):
-        infant = infant_brain(age_months=(0, 9, 3, 24, 6, 12)[number % 6], skull=number % 2 == 1, seed=1000 + number)
-        t1, t2 = (np.asarray(scan.dataobj, np.float32) for scan in (infant.t1, infant.t2))
-        box = _head_box(t1, t2)
-        t1, t2 = (np.ascontiguousarray(zero_based_scale(scan).apply(scan)[box], np.float32) for scan in (t1, t2))
-        subjects.append(Subject(f"phantom {number}", t1, t2, shape=t2.shape))
-    return subjects
-
-
-def shapes(count: int, length: int = 96) -> list[Subject]:
-    """Volumes of random smooth shapes."""
-    subjects = []
-    for number in range(count):
-        t1, t2 = random_shapes((length,) * 3, np.random.default_rng((2000, number)))
-        subjects.append(Subject(f"shapes {number}", t1, t2, shape=t2.shape, invented=True))
-    return subjects
+from func.training.subjects import Subject
 
 
 class ThickSliceSamples(Dataset):
@@ -261,7 +53,7 @@ class ThickSliceSamples(Dataset):
         offset      (P, P, P)     the same of the measured slices, so that x - projection x + offset agrees with them
         weight      (P, P, P)     how much an error counts: 1 in the inner brain, less at the rim that brain extraction
                                   left, 0 beyond the slices that lie in the crop
-        baseline    (2,)          mean absolute and root-mean-square error of consistent cubic interpolation, so weighted
+        baseline    (2,)          absolute and root-mean-square error, so weighted, of consistent cubic interpolation
 
     Where there is no slice geometry, projection and offset are zero, and the slices may be stacked along any axis.
 
@@ -402,7 +194,8 @@ class ThickSliceSamples(Dataset):
         """The head as another scanner might have shown it, or another patient's, with lesions between the planes."""
         scans = [t1, t2]
         if rng.random() < self.LESIONS and (places := np.argwhere(inner[..., planes])).size:
-            scans = list(with_lesions(t1, t2, places + [0, 0, planes.start], rng))
+            places[:, 2] += planes.start
+            scans = list(with_lesions(t1, t2, places, rng))
         for index in range(2):
             if rng.random() < self.NEW_CONTRAST or (invented and index == 1):
                 scans[index] = random_contrast(scans[index], rng)
@@ -580,7 +373,7 @@ def _images_of(subject: Subject, thicknesses: Sequence[float]) -> list[Published
             for scan in subject.scans
         ]
     images = []
-    for axis in AXES.values():
+    for axis in AXIS_ACROSS.values():
         for thickness in thicknesses:
             operator = _upsampled_slices(thickness, subject.shape[axis], subject.start[axis], subject.t2.shape[axis])
             scale = scale_of(along(operator, subject.t2, axis))

@@ -17,7 +17,7 @@ def batch():
         "truth": torch.rand(2, SIZE, SIZE, SIZE),
         "projection": torch.zeros(2, SIZE, SIZE),
         "offset": torch.zeros(2, SIZE, SIZE, SIZE),
-        "planes": torch.ones(2, SIZE),
+        "weight": torch.ones(2, SIZE, SIZE, SIZE),
         "baseline": torch.full((2, 2), 0.1),
     }
 
@@ -37,8 +37,8 @@ def test_each_sample_is_measured_by_its_own_baseline(batch):
     assert float(easier[1]) == pytest.approx(float(equal[1]) / 4, rel=0.02)
 
 
-def test_planes_that_no_slice_reaches_do_not_count(batch):
-    batch["planes"][:, 4:] = 0
+def test_voxels_without_weight_do_not_count(batch):
+    batch["weight"][..., 4:] = 0
     output = batch["truth"].clone()
     output[..., 4:] += 7
     np.testing.assert_allclose(relative_error(output[:, None], batch), 0, atol=3e-3)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from func.dataset import Subject, ThickSliceSamples
+from func.dataset import ThickSliceSamples
 from func.networks.compact import CompactNet
 from func.training.augmentation import random_shapes
 from func.training.losses import relative_error
 from func.training.optimizers import KernelMuon, learning_rate_at, make_optimizers, mean_of_weights, set_learning_rate
+from func.training.subjects import Subject
 
 
 def test_the_learning_rate_warms_up_and_falls():

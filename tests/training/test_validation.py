@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from func.dataset import Subject
 from func.slices.geometry import SliceGeometry, acquire, make_consistent
 from func.training.augmentation import random_shapes
+from func.training.subjects import Subject
 from func.training.validation import validation_cases
 
 SHAPE = (44, 48, 40)

@@ -10,20 +10,11 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from func.dataset import (
-    PublishedPatches,
-    Subject,
-    ThickSliceSamples,
-    find_subjects,
-    phantoms,
-    published_images,
-    read_pseudo_pairs,
-    read_subjects,
-    shapes,
-)
+from func.dataset import PublishedPatches, ThickSliceSamples, published_images
 from func.errors import BabyAIError
 from func.training.run_folder import Run
 from func.training.splits import PARTS
+from func.training.subjects import Subject, find_subjects, phantoms, read_pseudo_pairs, read_subjects, shapes
 
 VALIDATION_SAMPLES = 32  # of the compact recipe
 

@@ -18,16 +18,17 @@ def relative_error(output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     Args:
         output: of the network, shape (B, 1, X, Y, Z), the slices stacked along Z.
         batch: as func.dataset.ThickSliceSamples makes it: ``truth`` and ``offset`` (B, X, Y, Z), ``projection``
-            (B, Z, Z), ``planes`` (B, Z), which is 0 where no slice reaches and nothing is to count, and ``baseline``
-            (B, 2), the two errors of consistent cubic interpolation.
+            (B, Z, Z), ``weight`` (B, X, Y, Z), how much an error counts, and ``baseline`` (B, 2), the two errors of
+            consistent cubic interpolation.
 
     Returns:
         Shape (B,).
     """
     estimate = output[:, 0]
     seen = torch.einsum("bxyz,bwz->bxyw", estimate, batch["projection"])
-    error = (estimate - seen + batch["offset"] - batch["truth"]) * batch["planes"][:, None, None]
-    absolute, root_mean_square = error.abs().mean((1, 2, 3)), (error.square().mean((1, 2, 3)) + 1e-7).sqrt()
+    error, weight = estimate - seen + batch["offset"] - batch["truth"], batch["weight"]
+    absolute = (weight * error.abs()).mean((1, 2, 3))
+    root_mean_square = ((weight * error.square()).mean((1, 2, 3)) + 1e-7).sqrt()
     cubic = batch["baseline"] + 1e-3
     return (absolute / cubic[:, 0] + root_mean_square / cubic[:, 1]) / 2
 

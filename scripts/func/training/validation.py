@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from func.dataset import Subject
 from func.errors import BabyAIError
 from func.networks.weights import Weights
 from func.reconstruction.reconstructor import Reconstructor
@@ -23,6 +22,7 @@ from func.training.data import TrainingData
 from func.training.distributed import Processes
 from func.training.losses import LOSSES
 from func.training.signals import Stop
+from func.training.subjects import Subject
 from func.training.tensorboard import Board
 
 SCANS = (("axial", 2.0), ("sagittal", 4.0), ("coronal", 5.0))  # direction and thickness in mm
