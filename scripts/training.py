@@ -67,6 +67,7 @@ COMMON = {
     "steps": None,
     "validate_every": None,
     "extra_t1": [],
+    "heads": [],
     "subject_weights": {},
 }
 # ... and of each.
@@ -82,6 +83,7 @@ SETTINGS = {
         "averaging": 0.999,
         "patch": 56,
         "samples_per_subject": 200,
+        "head_share": 0.3,
         "phantoms": 4,
         "shapes": 4,
         "invented_share": 0.2,

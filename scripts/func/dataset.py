@@ -113,7 +113,7 @@ class ThickSliceSamples(Dataset):
         corner = self._corner(inner, rng)
         column = tuple(slice(at, at + size) for at in corner[:2])
         planes = slice(corner[2], corner[2] + size)
-        t1, t2, inner = t1[column], t2[column], inner[column]
+        t1, t2, inner = np.float32(t1[column]), np.float32(t2[column]), inner[column]
         if scan is None:
             t1, t2 = self._changed(t1, t2, inner, planes, subject.invented, rng)
             geometry = self._random_geometry(t2.shape[2], rng)
@@ -146,6 +146,7 @@ class ThickSliceSamples(Dataset):
         # What a tilt, the slices and the splines between them may bring in from beside the crop.
         margin = np.array([12, 12, 20] if tilted else [0, 0, 12])
         t1, t2, inner = (_block(scan, corner - margin, size + 2 * margin) for scan in (t1, t2, inner))
+        t1, t2 = np.float32(t1), np.float32(t2)
         t1, t2 = self._changed(t1, t2, inner, slice(margin[2], margin[2] + size), subject.invented, rng)
         geometry = self._random_geometry(t2.shape[2], rng)
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from func.dataset import PublishedPatches, ThickSliceSamples, published_images
 from func.errors import BabyAIError
+from func.training.heads import heads_around
 from func.training.run_folder import Run
 from func.training.splits import PARTS
 from func.training.subjects import Subject, find_subjects, phantoms, read_pseudo_pairs, read_subjects, shapes
@@ -64,15 +65,18 @@ def _published_samples(train: list[Subject], validation: list[Subject], settings
 
 
 def _compact_samples(train: list[Subject], validation: list[Subject], settings: Mapping) -> tuple:
-    """Random crops in random slices, of the subjects and of invented heads; validation takes some of the subjects'."""
+    """Random crops in random slices, of the subjects, as they are and set into heads, and of invented ones."""
+    weights = np.array([settings["subject_weights"].get(subject.label, 1.0) for subject in train])
+    in_heads = heads_around(train, read_pseudo_pairs(settings["heads"]), settings["seed"])
+    head_share = settings["head_share"] if in_heads else 0
     sources = read_pseudo_pairs(settings["extra_t1"]), phantoms(settings["phantoms"]), shapes(settings["shapes"])
     invented = [source for source in sources if source]
-    share = settings["invented_share"] if invented else 0
-    weights = np.array([settings["subject_weights"].get(subject.label, 1.0) for subject in train])
-    shares = [*((1 - share) * weights / weights.sum())]
+    invented_share = settings["invented_share"] if invented else 0
+    shares = [*((1 - invented_share) * (1 - head_share) * weights / weights.sum())]
+    shares += [*((1 - invented_share) * head_share * weights / weights.sum())][: len(in_heads)]
     for source in invented:
-        shares += [share / len(invented) / len(source)] * len(source)
+        shares += [invented_share / len(invented) / len(source)] * len(source)
     seed, patch = settings["seed"], settings["patch"]
-    samples = ThickSliceSamples([*train, *chain.from_iterable(invented)], shares, seed, patch)
+    samples = ThickSliceSamples([*train, *in_heads, *chain.from_iterable(invented)], shares, seed, patch)
     checks = ThickSliceSamples(validation, np.ones(len(validation)), seed + 1, patch)
     return samples, settings["samples_per_subject"] * len(train), checks, VALIDATION_SAMPLES if validation else 0

@@ -7,6 +7,8 @@ directions until its skull closes around the brain, with fluid between.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +34,19 @@ class Head:
     t1: np.ndarray
     center: np.ndarray
     radii: np.ndarray
+
+
+def heads_around(brains: Sequence[Subject], whole_heads: Sequence[Subject], seed: int) -> list[Subject]:
+    """Each of the brains in one of the heads, in turn; none where there are no heads."""
+    if not whole_heads:
+        return []
+    with ThreadPoolExecutor(4) as pool:
+        heads = list(pool.map(head_of, whole_heads))
+
+        def in_head(number: int) -> Subject:
+            return set_into(brains[number], heads[number % len(heads)], np.random.default_rng((seed, number)))
+
+        return list(pool.map(in_head, range(len(brains))))
 
 
 def head_of(subject: Subject) -> Head:

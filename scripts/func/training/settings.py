@@ -29,6 +29,7 @@ MEANINGS = {
     "averaging": "decay of the running mean of the weights; 0: none",
     "patch": "voxels along a side of a sample, a multiple of 8",
     "samples_per_subject": "in an epoch",
+    "head_share": "of the subjects' samples, set into heads (--heads)",
     "phantoms": "digital infants to learn from as well",
     "shapes": "volumes of random shapes to learn from as well",
     "invented_share": "of the samples, from --extra-t1, phantoms and shapes in equal parts",
@@ -59,6 +60,7 @@ RULES: dict[str, _Rule] = {
     "averaging": (lambda value: 0 <= value < 1, "from 0 to below 1"),
     "patch": (lambda value: value > 0 and value % MULTIPLE == 0, f"a multiple of {MULTIPLE}"),
     "samples_per_subject": _whole_from(1),
+    "head_share": _SHARE,
     "phantoms": _whole_from(0),
     "shapes": _whole_from(0),
     "invented_share": _SHARE,
@@ -81,6 +83,7 @@ def add_settings(parser: argparse.ArgumentParser, recipe: str, settings: Mapping
         help='how often subjects are drawn, as {"B06": 6} (default: 1)',
     )
     add("--extra-t1", nargs="+", metavar="FILE", help="whole heads of which there is a T1w only, for pseudo-pairs")
+    add("--heads", nargs="+", metavar="FILE", help="T1w scans of whole heads, to set brain-extracted subjects into")
     for name, meaning in MEANINGS.items():
         defaults = {recipe: values[name] for recipe, values in settings.items() if name in values}
         shown = ", ".join(f"{recipe} {value:g}" for recipe, value in defaults.items())
@@ -138,9 +141,10 @@ def check_settings(settings: Settings, parts: Mapping[str, str], processes: int)
         )
     _check_network(settings)
     _check_subject_weights(settings["subject_weights"], parts)
-    for path in settings["extra_t1"]:
-        if not Path(path).is_file():
-            raise BabyAIError(f"There is no file {path}, which --extra-t1 names.")
+    for name in ("extra_t1", "heads"):
+        for path in settings[name]:
+            if not Path(path).is_file():
+                raise BabyAIError(f"There is no file {path}, which {option(name)} names.")
 
 
 def network_of(path: str, settings: Settings) -> dict:

@@ -47,7 +47,7 @@ class Subject:
 
     Attributes:
         label: BIDS label without ``sub-``; several sessions of an infant share it.
-        t1, t2: float32, shape (X, Y, Z).
+        t1, t2: shape (X, Y, Z), float32, or float16 where there are many.
         start, shape: first voxel of the crop on the whole grid, and the whole grid's shape.
         scans: thick-slice T2w scans of the same head that exist as files.
         invented: the contrasts mean nothing and are to be drawn anew for every sample.
