@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from scipy import ndimage
 from func.errors import BabyAIError
 from func.phantom import infant_brain
 from func.reports.scores import INNER_DEPTH, brain_mask
-from func.scans.bids import Pair, entities_of, find_pairs
+from func.scans.bids import Pair, entities_of, find_pairs, slicing_of
 from func.scans.intensity import Scale, zero_based_scale
 from func.scans.nifti import check_isotropic, check_same_grid, name_of, read_volume, to_ras
 from func.scans.sidecars import read_sidecar
@@ -25,8 +24,6 @@ from func.training.augmentation import random_shapes
 
 MARGIN = 4  # voxels of air kept around a head
 FAINTEST = 0.01  # of the brightest voxel: what is fainter is no head
-
-_THICK_NAME = re.compile(r"(axial|coronal|sagittal)\d+(p\d+)?mm")
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,7 @@ def find_subjects(data_dir: str | Path) -> tuple[dict[str, list[list[Pair]]], li
 
 
 def _is_thick(pair: Pair) -> bool:
-    return bool(_THICK_NAME.fullmatch(entities_of(pair.t2).get("acq", ""))) or "FirstSliceCenter" in read_sidecar(
-        pair.t2
-    )
+    return slicing_of(pair.t2) is not None or "FirstSliceCenter" in read_sidecar(pair.t2)
 
 
 def read_subjects(groups: Sequence[list[Pair]], published: bool) -> tuple[list[Subject], list[BabyAIError]]:
