@@ -133,8 +133,7 @@ def save_result(pair: Pair, path: Path, case, result, weights, arguments: argpar
         )
     save(path, result, sidecar, arguments.residual_map)
     if reporter:
-        moved = result.report.get("Registration", {}).get("T1wToT2w")
-        reporter.draw(path, case.t1, case.t2, result.image, moved, result.uncertainty)
+        reporter.draw(path, case.t1, case.t2, result.image, result.uncertainty)
 
 
 def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path]:

@@ -12,6 +12,7 @@ import pytest
 
 import evaluate
 import synthesize_anisotropic
+from func.errors import BabyAIError
 from func.reports.ages import group_of, read_age_groups
 from func.reports.comparisons import find_truth
 from func.reports.scores import brain_mask, inner_brain, score_brain
@@ -251,7 +252,7 @@ def test_of_several_truths_the_one_with_the_result_s_own_label_is_taken(tmp_path
     assert find_truth(tmp_path / "sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[0]
     assert find_truth(tmp_path / "sub-01_acq-spaceaxial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[1]
     assert find_truth(tmp_path / "sub-01_acq-tse_desc-isotropic_T2w.nii.gz", truths[:1], tmp_path) == truths[0]
-    with pytest.raises(evaluate.BabyAIError, match="keep one of them"):
+    with pytest.raises(BabyAIError, match="keep one of them"):
         find_truth(tmp_path / "sub-01_acq-tse_desc-isotropic_T2w.nii.gz", truths, tmp_path)
 
 
@@ -389,10 +390,10 @@ def test_every_session_has_its_own_age(tmp_path):
 
 def test_a_damaged_participants_table_is_told(tmp_path):
     (tmp_path / "participants.tsv").write_text("")
-    with pytest.raises(evaluate.BabyAIError, match=r"participants\.tsv cannot be read"):
+    with pytest.raises(BabyAIError, match=r"participants\.tsv cannot be read"):
         read_age_groups(tmp_path)
     (tmp_path / "participants.tsv").write_text("subject\tage\n01\t3\n")
-    with pytest.raises(evaluate.BabyAIError, match="no column participant_id"):
+    with pytest.raises(BabyAIError, match="no column participant_id"):
         read_age_groups(tmp_path)
 
 

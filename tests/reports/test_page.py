@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from browser import CHROMIUM, Browser
 from func.reports import page as report
-from func.reports.page import Reporter, Scans, draw_figure, figure_path, record_failures, write_report
+from func.reports.case_figure import COLUMNS, Scans, draw_figure
+from func.reports.page import Reporter, figure_path, record_failures, scans_of, write_report
 from func.scans.nifti import image_of, save_result
 
 WARNING = "Slices of 8 mm are <outside> the 2 to 6 mm of the weights' training."
@@ -25,7 +26,7 @@ WARNING = "Slices of 8 mm are <outside> the 2 to 6 mm of the weights' training."
 def scans(small_head):
     smooth = small_head.t2.get_fdata(dtype=np.float32)
     smooth = (smooth + np.roll(smooth, 2, 2) + np.roll(smooth, -2, 2)) / 3
-    return Scans(small_head.t1, image_of(smooth, small_head.t2.affine), small_head.t2, np.eye(4))
+    return Scans(small_head.t1, image_of(smooth, small_head.t2.affine), small_head.t2, np.eye(4), np.eye(4))
 
 
 def sidecar(number, warnings=()):
@@ -71,7 +72,7 @@ def panels_of(path):
 
 def test_a_figure_shows_each_scan_in_each_plane(folder):
     panels = panels_of(next((folder / "figures").rglob("sub-001*.svg")))
-    assert set(panels) == {(row, column) for row in ("t1w", "cubic", "reconstruction") for column in report.COLUMNS}
+    assert set(panels) == {(row, column) for row in ("t1w", "cubic", "reconstruction") for column in COLUMNS}
     assert all(panel.shape == (256, 256, 3) and panel.max() > 150 for panel in panels.values())
 
 
@@ -83,7 +84,7 @@ def test_left_is_left_and_up_is_up(tmp_path, axes):
     image = nib.Nifti1Image(array, nib.affines.from_matvec(np.eye(3), [-20, -20, -20]))
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
     image = image.as_reoriented(turn)
-    draw_figure(tmp_path / "x.svg", Scans(image, image, image, np.eye(4)))
+    draw_figure(tmp_path / "x.svg", Scans(image, image, image, np.eye(4), np.eye(4)))
     panels = {column: panel[..., 0] for (row, column), panel in panels_of(tmp_path / "x.svg").items() if row == "t1w"}
     middle = {column: panel[108:148, 108:148].astype(float) for column, panel in panels.items()}
     upwards = {column: panel[:20].mean() - panel[20:].mean() for column, panel in middle.items()}
@@ -97,10 +98,85 @@ def test_the_t2w_is_brought_into_the_frame_of_the_result(tmp_path, scans):
     shift[:3, 3] = [5, -7, 9]
     moved = image_of(np.asarray(scans.t2.dataobj), shift @ scans.t2.affine)
     draw_figure(tmp_path / "a.svg", scans)
-    draw_figure(tmp_path / "b.svg", Scans(scans.t1, moved, scans.result, shift))
+    draw_figure(tmp_path / "b.svg", Scans(scans.t1, moved, scans.result, np.eye(4), shift))
     straight, back = panels_of(tmp_path / "a.svg"), panels_of(tmp_path / "b.svg")
     for key in straight:
         assert np.abs(straight[key].astype(int) - back[key]).mean() < 1
+
+
+@pytest.mark.parametrize("space", ["1mm", "t2"])
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_raw_case_is_drawn_with_its_motion(tmp_path, scans, space, at_hand):
+    """Drawn at once or later from the files, in the T1w's world or the T2w's: all rows show the same place."""
+    motion = nib.affines.from_matvec(nib.eulerangles.euler2mat(z=0.2), [5, -7, 9])
+    moved = image_of(np.asarray(scans.t2.dataobj), motion @ scans.t2.affine)
+    result = image_of(np.asarray(scans.result.dataobj), (motion if space == "t2" else np.eye(4)) @ scans.result.affine)
+    path = tmp_path / "sub-01_desc-isotropic_T2w.nii.gz"
+    save_result(path, result, {"Registration": {"T1wToT2w": motion.tolist()}, "Settings": {"Space": space}})
+    files = tmp_path / "t1.nii.gz", tmp_path / "t2.nii.gz"
+    for file, image in zip(files, (scans.t1, moved), strict=True):
+        nib.save(image, file)
+    told = []
+    reporter = Reporter(tmp_path, "1of1", told.append)
+    reporter.draw(path, scans.t1, moved, result) if at_hand else reporter.draw(path, *files)
+    assert not told
+    panels = {key: panel[..., 0].astype(float) for key, panel in panels_of(figure_path(path, tmp_path)).items()}
+    for column in COLUMNS:
+        alike = np.corrcoef(panels["cubic", column].ravel(), panels["reconstruction", column].ravel())[0, 1]
+        heads = [panels[row, column] > 25 for row in ("t1w", "reconstruction")]
+        assert alike > 0.9 and (heads[0] & heads[1]).sum() > 0.8 * (heads[0] | heads[1]).sum()
+
+
+@pytest.mark.parametrize("planes", [(8, 22), (17, 30), (30, 44)])
+def test_the_zoom_lies_where_the_t2w_was_measured(tmp_path, scans, planes, monkeypatch):
+    """In a slab of some of the planes, though the reconstruction shows the whole head."""
+    monkeypatch.setattr("func.reports.case_figure.ZOOM", 10.0)
+    slab = scans.t2.slicer[:, :, slice(*planes)]
+    draw_figure(tmp_path / "x.svg", Scans(scans.t1, slab, scans.result, np.eye(4), np.eye(4)))
+    zoomed = panels_of(tmp_path / "x.svg")["cubic", "zoom"][..., 0]
+    assert (zoomed > 20).mean() > 0.7
+
+
+def test_edges_of_the_t1w_are_drawn_over_the_t2w_where_they_may_not_show_one_head(tmp_path, scans):
+    registration = {"T1wToT2w": np.eye(4).tolist(), "Verdict": "unsure"}
+    doubtful = scans_of(scans.t1, scans.t2, scans.result, None, {"Registration": registration})
+    draw_figure(tmp_path / "x.svg", doubtful)
+    overlay = panels_of(tmp_path / "x.svg")["overlay", "axial"].astype(int)
+    coloured = (overlay.max(axis=2) - overlay.min(axis=2)) > 60
+    assert 0.005 < coloured.mean() < 0.3
+    sure = scans_of(scans.t1, scans.t2, scans.result, None, {"Registration": registration | {"Verdict": "right"}})
+    assert not sure.overlay
+
+
+def test_a_case_without_a_t1w_is_drawn_without_it(tmp_path, scans):
+    draw_figure(tmp_path / "x.svg", scans_of(None, scans.t2, scans.result, None, {}))
+    assert {row for row, _ in panels_of(tmp_path / "x.svg")} == {"cubic", "reconstruction"}
+
+
+def test_stacks_and_their_motion_are_told(tmp_path, scans):
+    path = add_result(tmp_path, 1, scans)
+    still_then_jump = [[0, 0, 0, 0, 0, 0]] * 5 + [[2.5, 0, -1, 0, 0, 3]] * 5
+    stacks = [
+        {"Name": "sub-001_acq-axial_T2w.nii.gz", "Checks": {"SliceResidualAfter": 0.0123, "SlicesLeftOut": [3, 4]},
+         "Motion": {"Searched": True, "Found": True, "Path": still_then_jump}},
+        {"Name": "sub-001_acq-coronal_T2w.nii.gz", "Checks": {"SliceResidualAfter": 0.0045, "SlicesLeftOut": []},
+         "Motion": {"Searched": False}},
+    ]  # fmt: skip
+    path.with_name("sub-001_desc-isotropic_T2w.json").write_text(json.dumps(sidecar(1) | {"Stacks": stacks}))
+    page = write_report(tmp_path).read_text()
+    assert "<dt>sub-001_acq-axial_T2w</dt><dd>residual 1.23 %, 2 left out</dd>" in page
+    assert "<dt>sub-001_acq-coronal_T2w</dt><dd>residual 0.45 %</dd>" in page
+    assert page.count("<polyline") == 6 and "Shift, ± 2.5 mm" in page and "Turn, ± 3.0 °" in page
+    first, second, through = re.findall(r'class="line-\d" points="([^"]+)"', page)[:3]
+    assert first.startswith("0.0,40.0 ") and first.endswith(" 300.0,2.0") and through.endswith(" 300.0,55.2")
+    assert {point.split(",")[1] for point in second.split()} == {"40.0"}
+
+
+def test_a_sentence_for_the_methods_section(folder):
+    page = (folder / "report.html").read_text()
+    assert (
+        "from T2w images of 3–5 mm slices and T1w images of the same" in page and "BABY-AI 1 (weights bundled" in page
+    )
 
 
 def test_the_page_tells_everything_and_needs_nothing(folder):
@@ -160,7 +236,7 @@ def test_parts_that_finish_together_leave_one_whole_page(tmp_path, scans, folder
 def test_what_goes_wrong_with_the_report_is_told_and_spares_the_run(tmp_path, scans, monkeypatch):
     told = []
     reporter = Reporter(tmp_path, "1of1", told.append)
-    monkeypatch.setattr(report, "_panels", lambda scans: 1 / 0)
+    monkeypatch.setattr(report, "draw_figure", lambda path, scans: 1 / 0)
     reporter.draw(tmp_path / "x_T2w.nii.gz", scans.t1, scans.t2, scans.result)
     (tmp_path / "report.html").mkdir()
     reporter.finish([])

@@ -7,7 +7,6 @@ as they are, and images on different grids appear in the same place at the same 
 Each function returns a matplotlib Figure; `figure.savefig(path)` writes it.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import nibabel as nib
@@ -17,12 +16,15 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from func.errors import BabyAIError
+from func.scans.nifti import array_of
+from func.slices.geometry import AXIS_ACROSS
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the world axis across each
+PLANES = tuple(AXIS_ACROSS)
 CONVENTIONS = ("neurological", "radiological")
 DIFFERENCE_COLOURS = "RdBu_r"  # tells its two sides apart in all common kinds of colour blindness
 EDGE_COLOUR = "#FFB000"
 BESIDE_MIDLINE = np.array([5.0, 0, 0])  # mm: between the hemispheres there is little to see
+_SPLINE_REACH = 8  # voxels: farther away, what a cubic spline is fitted to no longer matters
 
 Images = Mapping[str, nib.Nifti1Image]
 
@@ -56,7 +58,7 @@ def zoom(
     centre: Sequence[float] | None = None,
     width: float = 44,
     window: tuple[float, float] | None = None,
-    planes: Sequence[str] = tuple(PLANES),
+    planes: Sequence[str] = PLANES,
     convention: str = "neurological",
 ) -> Figure:
     """The same small square of each image side by side, one plane a row.
@@ -126,7 +128,7 @@ def differences(
             raise BabyAIError(
                 f"'{title}' lies on another grid than the truth: resample one onto the other's grid first."
             )
-        error = nib.Nifti1Image(_array(image) - _array(truth), truth.affine)
+        error = nib.Nifti1Image(array_of(image) - array_of(truth), truth.affine)
         for panel, plane in zip(row, PLANES, strict=True):
             drawn = view.show(panel, error, plane, (-limit, limit), DIFFERENCE_COLOURS, ink="black")
         _name_row(row[0], title)
@@ -144,7 +146,7 @@ class _View:
         if convention not in CONVENTIONS:
             raise BabyAIError(f"'{convention}' is no display convention: choose {' or '.join(CONVENTIONS)}.")
         self.mirrored = convention == "radiological"
-        self.low, self.high = _head_box(image)
+        self.low, self.high = head_box(image)
         self.centre = (self.low + self.high) / 2 + BESIDE_MIDLINE if centre is None else np.asarray(centre, float)
         if width is not None:
             self.low, self.high = self.centre - width / 2, self.centre + width / 2
@@ -162,14 +164,8 @@ class _View:
 
     def sample(self, image: nib.Nifti1Image, plane: str, order: int = 0) -> np.ndarray:
         """The image's values on a plane, (height, width), bottom row first; zero outside of the image."""
-        across, up = _axes_of(plane)
-        ticks = [np.arange(self.low[axis] + self.step / 2, self.high[axis], self.step) for axis in (across, up)]
-        points = np.empty((len(ticks[1]), len(ticks[0]), 3))
-        points[..., PLANES[plane]] = self.centre[PLANES[plane]]
-        points[..., across] = ticks[0]
-        points[..., up] = ticks[1][:, None]
-        index = nib.affines.apply_affine(np.linalg.inv(image.affine), points)
-        return map_coordinates(_array(image), np.moveaxis(index, -1, 0), order=order, mode="grid-constant")
+        ticks = [np.arange(self.low[axis] + self.step / 2, self.high[axis], self.step) for axis in _axes_of(plane)]
+        return sample(image, plane_points(plane, self.centre, *ticks), order)
 
     def show(self, panel: Axes, image: nib.Nifti1Image, plane: str, window, colours: str = "gray", ink: str = "white"):
         """Draw a plane of an image in a panel, with its directions."""
@@ -196,32 +192,55 @@ class _View:
         return drawn
 
 
+def plane_points(plane: str, centre: np.ndarray, across: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Points of a plane through ``centre``, in world mm, at these positions across and up it: (up, across, 3)."""
+    points = np.empty((len(up), len(across), 3))
+    points[...] = centre
+    first, second = _axes_of(plane)
+    points[..., first], points[..., second] = across, up[:, None]
+    return points
+
+
+def sample(image: nib.Nifti1Image, points: np.ndarray, order: int, to_image: np.ndarray | None = None) -> np.ndarray:
+    """An image's values at points (..., 3) in world mm, by splines of an order; zero outside of the image.
+
+    ``to_image`` (4 x 4) takes the points to where they lie in the image's world.
+    """
+    matrix = np.linalg.inv(image.affine) @ (np.eye(4) if to_image is None else to_image)
+    index = nib.affines.apply_affine(matrix, points).reshape(-1, 3)
+    low = np.clip(np.floor(index.min(axis=0)).astype(int) - _SPLINE_REACH, 0, np.array(image.shape) - 1)
+    high = np.clip(np.ceil(index.max(axis=0)).astype(int) + _SPLINE_REACH + 1, low + 1, image.shape)
+    part = np.asarray(image.dataobj[tuple(map(slice, low, high))], dtype=np.float32)
+    return map_coordinates(part, (index - low).T, order=order, mode="grid-constant").reshape(points.shape[:-1])
+
+
+def white_of(image: nib.Nifti1Image, percentile: float = 99.5) -> float:
+    """The intensity shown white: a percentile of what is brighter than zero; 1 where nothing is."""
+    array = array_of(image).ravel()
+    array = array[:: max(1, array.size // 500_000)]
+    bright = array[array > 0]
+    return float(np.percentile(bright, percentile)) if bright.size else 1.0
+
+
+def head_box(image: nib.Nifti1Image, margin: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest world coordinates of the head in an image, mm, with a margin; of the whole image if empty."""
+    coarse = image.slicer[tuple(slice(None, None, max(1, length // 96)) for length in image.shape)]
+    inside = np.argwhere(array_of(coarse) > 0.05 * white_of(image))
+    if not len(inside):
+        inside = np.argwhere(np.ones(coarse.shape, bool))
+    world = nib.affines.apply_affine(coarse.affine, inside)
+    return world.min(axis=0) - margin, world.max(axis=0) + margin
+
+
 def _axes_of(plane: str) -> tuple[int, int]:
     """The world axes that run across and up a plane."""
-    return tuple(axis for axis in range(3) if axis != PLANES[plane])
-
-
-def _array(image: nib.Nifti1Image) -> np.ndarray:
-    return np.asarray(image.dataobj, dtype=np.float32)
+    return tuple(axis for axis in range(3) if axis != AXIS_ACROSS[plane])
 
 
 def _window(image: nib.Nifti1Image) -> tuple[float, float]:
     """Black at zero, white at the 99.5th percentile of what is brighter; a scan with much below zero starts there."""
-    array = _array(image).ravel()[:: max(1, math.prod(image.shape) // 500_000)]
-    bright = array[array > 0]
-    high = float(np.percentile(bright, 99.5)) if bright.size else 1.0
-    low = float(np.percentile(array, 0.5))
+    high, low = white_of(image), float(np.percentile(array_of(image)[::2, ::2, ::2], 0.5))
     return (low if low < -0.1 * high else 0.0), high
-
-
-def _head_box(image: nib.Nifti1Image, margin: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest world coordinates of the head in an image, mm, with a margin; of the whole image if empty."""
-    inside = _array(image) > 0.05 * _window(image)[1]
-    profiles = [inside.any(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    ends = [np.flatnonzero(profile)[[0, -1]] if profile.any() else (0, len(profile) - 1) for profile in profiles]
-    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
-    world = nib.affines.apply_affine(image.affine, corners)
-    return world.min(0) - margin, world.max(0) + margin
 
 
 def _panels(rows: int, columns: int, sizes: Sequence[tuple[float, float]]) -> tuple[Figure, np.ndarray]:

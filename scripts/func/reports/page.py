@@ -7,61 +7,28 @@ of earlier runs and of other parts of the same run are in it, and no volume is r
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
-from scipy import ndimage
 
 from func.errors import BabyAIError
+from func.reports.case_figure import COLUMNS, ROWS, UNCERTAINTY_TOP, Scans, draw_figure, read_figure
 from func.scans.bids import RESULT_ENTITY, stem_of
 from func.scans.files import atomic, save_json
 from func.scans.nifti import read_volume
-from func.scans.sidecars import read_sidecar, sidecar_path
+from func.scans.sidecars import sidecar_path
 
 REPORT = "report.html"
 FIGURES = "figures"
 WHOLE = "1of1"  # the part of a run that is not shared out
 
-PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # and the world axis across each
-ROWS = {"t1w": "T1w", "cubic": "T2w, cubic", "reconstruction": "Reconstruction", "uncertainty": "Uncertainty"}
-COLUMNS = (*PLANES, "zoom")
-
-_PIXELS = 256
-_ZOOM = 44.0  # mm
-_MARGIN = 4.0  # mm of air around the head
-_RIM = (8.0, 16.0)  # mm below the head's surface, where the middle of a zoom on the cortex lies
-_OFF_MIDLINE = 14.0  # mm from it lies the middle of a coronal zoom, at least
-_BESIDE_MIDLINE = np.array([5.0, 0, 0])  # in the fissure between the hemispheres there is little to see
-_JPEG_QUALITY = 86
-UNCERTAINTY_TOP = 0.25  # of the T2w's 99th percentile, drawn brightest: one scale for all cases, to compare them by
-_SVG = "http://www.w3.org/2000/svg"
 _TRIES = 10
-
-
-@dataclass(frozen=True)
-class Scans:
-    """What a figure shows: images in one world frame, but for the T2w.
-
-    ``t1_to_t2`` (4 x 4) takes world points of the T1w and the result to where they lie in the T2w's frame;
-    ``uncertainty`` is the expected error in the T2w's intensities.
-    """
-
-    t1: nib.Nifti1Image
-    t2: nib.Nifti1Image
-    result: nib.Nifti1Image
-    t1_to_t2: np.ndarray
-    uncertainty: nib.Nifti1Image | None = None
 
 
 def figure_path(result: Path, output_dir: Path) -> Path:
@@ -75,145 +42,6 @@ def has_figure(result: Path, output_dir: Path) -> bool:
         return figure_path(result, output_dir).stat().st_mtime_ns >= result.stat().st_mtime_ns
     except FileNotFoundError:
         return False
-
-
-def draw_figure(path: Path, scans: Scans) -> None:
-    """Write the figure of one case: a row for each scan; three planes and a zoom on the cortex in columns.
-
-    Raises:
-        BabyAIError: the figure could not be written.
-    """
-    panels, zoomed, box = _panels(scans)
-    rows = [row for row in ROWS if (row, "axial") in panels]
-    left, top, step = 120, 28, _PIXELS + 6
-    svg = ElementTree.Element(
-        "svg", xmlns=_SVG, viewBox=f"0 0 {left + 4 * step} {top + len(rows) * step}",
-        **{"data-zoom": zoomed, "data-box": " ".join(f"{100 * share:.2f}" for share in box)},
-    )  # fmt: skip
-    ElementTree.SubElement(svg, "title").text = f"{stem_of(path)}: T1w, cubic interpolation and reconstruction"
-    ElementTree.SubElement(svg, "rect", width="100%", height="100%")
-    label = {"fill": "white", "font-family": "sans-serif", "font-size": "15"}
-    for j, column in enumerate(COLUMNS):
-        text = ElementTree.SubElement(svg, "text", x=str(left + j * step), y="18", **label)
-        text.text = f"{zoomed}, {_ZOOM:.0f} mm" if column == "zoom" else column
-    titles = {**ROWS, "uncertainty": f"0 to ±{100 * UNCERTAINTY_TOP:.0f} %"}
-    for i, row in enumerate(rows):
-        ElementTree.SubElement(svg, "text", x="6", y=str(top + i * step + 20), **label).text = titles[row]
-        for j, column in enumerate(COLUMNS):
-            ElementTree.SubElement(
-                svg, "image", id=f"{row}-{column}", x=str(left + j * step), y=str(top + i * step),
-                width=str(_PIXELS), height=str(_PIXELS), href=panels[row, column],
-            )  # fmt: skip
-    x, y, side = (_PIXELS * share for share in box)
-    ElementTree.SubElement(
-        svg, "rect", id="zoomed", x=f"{left + COLUMNS.index(zoomed) * step + x:.1f}", y=f"{top + y:.1f}",
-        width=f"{side:.1f}", height=f"{side:.1f}", fill="none", stroke="white",
-    )  # fmt: skip
-    with atomic(path) as temporary:
-        ElementTree.ElementTree(svg).write(temporary, encoding="utf-8", xml_declaration=True)
-
-
-def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str, tuple[float, float, float]]:
-    """Every panel of a figure, by row and column, as a data URI; and the plane that the zoom shows.
-
-    Last where in that plane: left, top and side of the square, as shares of a panel.
-    """
-    images = {"t1w": scans.t1, "cubic": scans.t2, "reconstruction": scans.result, "uncertainty": scans.uncertainty}
-    frames = {"cubic": scans.t1_to_t2}
-    white = {row: _white(image) for row, image in images.items() if image is not None}
-    white["cubic"] = white["reconstruction"]
-    if "uncertainty" in white:
-        white["uncertainty"] = UNCERTAINTY_TOP * _white(scans.result, 99)
-    centre, width = _view(scans.result)
-    panels = {}
-    for plane in PLANES:
-        points = _points(plane, centre, width)
-        for row, top in white.items():
-            panels[row, plane] = _sampled(images[row], points, frames.get(row, np.eye(4))), top
-    zoomed, middle = _cortex(panels, scans, centre, width)
-    points = _points(zoomed, middle, _ZOOM)
-    for row, top in white.items():
-        panels[row, "zoom"] = _sampled(images[row], points, frames.get(row, np.eye(4))), top
-    colours = {"uncertainty": "inferno"}
-    drawn = {key: _jpeg(values, top, colours.get(key[0], "gray")) for key, (values, top) in panels.items()}
-    across, up = (axis for axis in range(3) if axis != PLANES[zoomed])
-    x, y = (middle - centre)[across] / width, (centre - middle)[up] / width
-    side = _ZOOM / width
-    return drawn, zoomed, (0.5 + x - side / 2, 0.5 + y - side / 2, side)
-
-
-def _white(image: nib.Nifti1Image, percentile: float = 99.5) -> float:
-    """The intensity shown white: a percentile of what is not air."""
-    array = np.asarray(image.dataobj).ravel()
-    array = array[:: max(1, array.size // 500_000)]
-    bright = array[array > 0]
-    return float(np.percentile(bright, percentile)) if bright.size else 1.0
-
-
-def _view(image: nib.Nifti1Image) -> tuple[np.ndarray, float]:
-    """The point that the planes go through, world mm, and the width of the squares that show them, mm."""
-    step = tuple(slice(None, None, max(1, length // 96)) for length in image.shape)
-    seen = image.slicer[step]
-    inside = np.argwhere(np.asarray(seen.dataobj) > 0.1 * _white(image))
-    if not len(inside):
-        inside = np.argwhere(np.ones(seen.shape, bool))
-    world = apply_affine(seen.affine, inside)
-    low, high = world.min(axis=0), world.max(axis=0)
-    return (low + high) / 2 + _BESIDE_MIDLINE, float((high - low).max() + 2 * _MARGIN)
-
-
-def _points(plane: str, centre: np.ndarray, width: float) -> np.ndarray:
-    """World points of a square of a plane, shape (pixels, pixels, 3), top row first, left and posterior to the left."""
-    ticks = ((np.arange(_PIXELS) + 0.5) / _PIXELS - 0.5) * width
-    points = np.broadcast_to(centre, (_PIXELS, _PIXELS, 3)).copy()
-    across, up = (axis for axis in range(3) if axis != PLANES[plane])
-    points[..., across] += ticks
-    points[..., up] -= ticks[:, None]
-    return points
-
-
-def _sampled(image: nib.Nifti1Image, points: np.ndarray, to_image: np.ndarray) -> np.ndarray:
-    """The image at world points, by cubic splines; zero outside of it."""
-    index = apply_affine(np.linalg.inv(image.affine) @ to_image, points)
-    # Splines are fitted only around what is shown: eight voxels further away they no longer matter.
-    low = np.clip(np.floor(index.min(axis=(0, 1))).astype(int) - 8, 0, np.array(image.shape) - 1)
-    high = np.clip(np.ceil(index.max(axis=(0, 1))).astype(int) + 9, low + 1, image.shape)
-    part = np.asarray(image.dataobj[tuple(map(slice, low, high))], dtype=np.float32)
-    return ndimage.map_coordinates(part, np.moveaxis(index - low, -1, 0), order=3, mode="grid-constant")
-
-
-def _cortex(panels: dict, scans: Scans, centre: np.ndarray, width: float) -> tuple[str, np.ndarray]:
-    """Where to zoom in: across the slices, on the upper convexity, where the reconstruction adds most."""
-    plane = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
-    (values, white), cubic = panels["reconstruction", plane], panels["cubic", plane][0]
-    depth = ndimage.distance_transform_edt(ndimage.binary_fill_holes(values > 0.1 * white)) * width / _PIXELS
-    changed = ndimage.uniform_filter(np.abs(values - cubic), max(3, round(_ZOOM / width * _PIXELS)), mode="constant")
-    rim = (depth > _RIM[0]) & (depth < _RIM[1])
-    rim[_PIXELS // 2 :] = False
-    if plane == "coronal":
-        beside = round(_OFF_MIDLINE / width * _PIXELS)
-        rim[:, _PIXELS // 2 - beside : _PIXELS // 2 + beside] = False
-    if not (changed * rim).any():
-        return plane, centre
-    row, column = np.unravel_index(int(np.argmax(changed * rim)), changed.shape)
-    return plane, _points(plane, centre, width)[row, column]
-
-
-def _slice_normal(t2: nib.Nifti1Image) -> np.ndarray:
-    """Unit vector across the slices of a raw stack; of an isotropic one, upwards."""
-    sizes = nib.affines.voxel_sizes(t2.affine)
-    if sizes.max() < 1.2 * sizes.min():
-        return np.array([0.0, 0, 1])
-    axis = int(np.argmax(sizes))
-    return t2.affine[:3, axis] / sizes[axis]
-
-
-def _jpeg(values: np.ndarray, white: float, colours: str) -> str:
-    from matplotlib.image import imsave
-
-    buffer = io.BytesIO()
-    imsave(buffer, values, cmap=colours, vmin=0, vmax=white, format="jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 class Reporter:
@@ -235,19 +63,15 @@ class Reporter:
     def draw(
         self,
         result: Path,
-        t1: nib.Nifti1Image | Path,
+        t1: nib.Nifti1Image | Path | None,
         t2: nib.Nifti1Image | Path,
         image: nib.Nifti1Image | None = None,
-        t1_to_t2: np.ndarray | None = None,
         uncertainty: nib.Nifti1Image | None = None,
     ) -> None:
-        """Draw the figure of a result that has been written; scans not at hand are read from their files."""
+        """Draw the figure of a result that has been written with its sidecar; scans not at hand are read from files."""
         with self._spared(f"The figure of {result.name}"):
             t1, t2 = (read_volume(scan) if isinstance(scan, Path) else scan for scan in (t1, t2))
-            if image is None:
-                image = read_volume(result)
-                t1_to_t2 = read_sidecar(result).get("Registration", {}).get("T1wToT2w")
-            scans = Scans(t1, t2, image, np.eye(4) if t1_to_t2 is None else np.asarray(t1_to_t2), uncertainty)
+            scans = scans_of(t1, t2, image or read_volume(result), uncertainty, _read(sidecar_path(result)))
             draw_figure(figure_path(result, self._output_dir), scans)
 
     def finish(self, failures: Iterable[str]) -> None:
@@ -264,6 +88,24 @@ class Reporter:
             self._tell(f"{what} is missing: {error}")
         except Exception as error:
             self._tell(f"{what} is missing, because of an error in BABY-AI itself ({type(error).__name__}: {error}).")
+
+
+def scans_of(
+    t1: nib.Nifti1Image | None,
+    t2: nib.Nifti1Image,
+    result: nib.Nifti1Image,
+    uncertainty: nib.Nifti1Image | None,
+    sidecar: dict,
+) -> Scans:
+    """The scans of a case, each where it lies: on one grid, or as the registration in the result's sidecar says.
+
+    A raw result lies in the T1w's world, or in the T2w's where the settings say ``t2``.
+    """
+    registration = _part(sidecar, "Registration")
+    t1_to_t2 = np.asarray(registration.get("T1wToT2w", np.eye(4)), float)
+    in_t2_world = _part(sidecar, "Settings").get("Space") == "t2"
+    to_t1, to_t2 = (np.linalg.inv(t1_to_t2), np.eye(4)) if in_t2_world else (np.eye(4), t1_to_t2)
+    return Scans(t1, t2, result, to_t1, to_t2, uncertainty, overlay=registration.get("Verdict") == "unsure")
 
 
 def record_failures(output_dir: Path, failures: Iterable[str], part: str = WHOLE) -> None:
@@ -336,7 +178,7 @@ def _page(output_dir: Path, files: list[Path]) -> str:
         rows=ROWS,
         uncertainty_top=f"{100 * UNCERTAINTY_TOP:.0f} %",
         has_uncertainty=any("uncertainty" in case["panels"] for case in cases),
-        made_with=sorted({(case["version"], case["weights"]) for case in cases}),
+        methods=_methods([case["sidecar"] for case in cases]),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         folder=output_dir.resolve().name,
     )
@@ -359,7 +201,7 @@ def _case(figure: Path, output_dir: Path) -> dict | None:
         return None
     sidecar = _read(sidecar_path(result))
     current = has_figure(result, output_dir)
-    panels, zoomed, box = _read_figure(figure) if current else ({}, "", [])
+    panels, zoomed, box = read_figure(figure) if current else ({}, "", [])
     return {
         "name": stem_of(result).replace(f"_{RESULT_ENTITY}", ""),
         "link": result.relative_to(output_dir).as_posix(),
@@ -370,20 +212,9 @@ def _case(figure: Path, output_dir: Path) -> dict | None:
         "summary": _summary(sidecar),
         "facts": _facts(sidecar),
         "origin": _origin(sidecar),
-        "version": str(_part(sidecar, "Versions").get("BABY-AI", "unknown")),
-        "weights": _weights(sidecar),
+        "motion": _motion(sidecar),
+        "sidecar": sidecar,
     }
-
-
-def _read_figure(path: Path) -> tuple[dict[str, dict[str, str]], str, list[str]]:
-    """The panels of a figure by row and column, the plane of its zoom, and where in it, in percent of a panel."""
-    try:
-        svg = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError):
-        return {}, "", []
-    found = {image.get("id"): image.get("href") for image in svg.iter(f"{{{_SVG}}}image")}
-    panels = {row: {column: found[f"{row}-{column}"] for column in COLUMNS} for row in ROWS if f"{row}-zoom" in found}
-    return panels, svg.get("data-zoom", ""), svg.get("data-box", "").split()
 
 
 def _summary(sidecar: dict) -> dict[str, tuple[float | str | None, str]]:
@@ -433,9 +264,81 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
         ("90 % interval, median ±", _text(_part(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
     ]
+    stacks = [(_stack_name(stack), _stack_agreement(stack)) for stack in _stacks(sidecar)]
     times = [(part, _text(value, "{:.1f} s")) for part, value in _part(sidecar, "Seconds").items()]
-    groups = {"Slices": slices, "Input": inputs, "Agreement with the slices": agreement, "Time": times}
+    groups = {
+        "Slices": slices,
+        "Input": inputs,
+        "Agreement with the slices": agreement,
+        "Stacks": stacks,
+        "Time": times,
+    }
     return {name: [(label, str(text)) for label, text in lines if text is not None] for name, lines in groups.items()}
+
+
+def _stacks(sidecar: dict) -> list[dict]:
+    """What is said of each of several stacks; empty for a single one."""
+    stacks = sidecar.get("Stacks")
+    return [stack for stack in stacks if isinstance(stack, dict)] if isinstance(stacks, list) else []
+
+
+def _stack_name(stack: dict) -> str:
+    return stem_of(str(stack.get("Name", "–")))
+
+
+def _stack_agreement(stack: dict) -> str:
+    """How the slices of one stack agree with the result, and how many of them were used."""
+    checks = _part(stack, "Checks")
+    left_out = checks.get("SlicesLeftOut")
+    texts = [
+        _text(_percent(checks.get("SliceResidualAfter")), "residual {:.2f} %"),
+        f"{len(left_out)} left out" if isinstance(left_out, list) and left_out else None,
+    ]
+    return ", ".join(text for text in texts if text) or "–"
+
+
+def _motion(sidecar: dict) -> list[dict]:
+    """The motion found in each stack, as lines to draw over the time of acquisition."""
+    drawn = []
+    for stack in _stacks(sidecar) or [sidecar]:
+        try:
+            path = np.array(_part(stack, "Motion")["Path"], float).reshape(-1, 6)
+        except (KeyError, ValueError, TypeError):
+            continue
+        if len(path) > 1 and np.isfinite(path).all():
+            charts = [_chart("Shift", "mm", path[:, :3]), _chart("Turn", "°", path[:, 3:])]
+            drawn.append({"stack": _stack_name(stack) if "Name" in stack else "", "charts": charts})
+    return drawn
+
+
+def _chart(title: str, unit: str, values: np.ndarray) -> dict:
+    """Values of shape (times, 3) as three SVG lines in a box of 300 x 80, zero in the middle."""
+    top = max(1.0, float(np.abs(values).max()))
+    across = np.linspace(0, 300, len(values))
+    lines = [
+        " ".join(f"{x:.1f},{40 - 38 * value / top:.1f}" for x, value in zip(across, column, strict=True))
+        for column in values.T
+    ]
+    return {"title": f"{title}, ± {top:.1f} {unit}", "lines": lines}
+
+
+def _methods(sidecars: list[dict]) -> list[str]:
+    """How the results were made, in a sentence for a methods section for each version and weights."""
+    thicknesses: dict[tuple[str, str, str], list[float]] = {}
+    for sidecar in sidecars:
+        versions = _part(sidecar, "Versions")
+        libraries = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "BABY-AI")
+        made = str(versions.get("BABY-AI", "(version unknown)")), _weights(sidecar), libraries
+        thickness = _part(sidecar, "Quality").get("SliceThickness")
+        thicknesses.setdefault(made, []).extend([thickness] if isinstance(thickness, int | float) else [])
+    sentences = []
+    for (version, weights, libraries), slices in sorted(thicknesses.items()):
+        span = "–".join(dict.fromkeys(f"{end:.3g}" for end in (min(slices), max(slices)))) if slices else "[...]"
+        sentences.append(
+            f"Isotropic T2w images were reconstructed from T2w images of {span} mm slices and T1w images of the same "
+            f"infants with BABY-AI {version} (weights {weights}; {libraries})."
+        )
+    return sentences
 
 
 def _origin(sidecar: dict) -> list[tuple[str, str]]:
