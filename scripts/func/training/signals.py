@@ -44,6 +44,9 @@ def stop_signals() -> Iterator[Stop]:
 
 
 def ignore_signals(_) -> None:
-    """For data workers: Slurm signals every process of a job, but training itself ends its workers."""
-    for number in STOP_SIGNALS:
+    """For data workers: Ctrl-C and SIGUSR1 reach every process of a job, and training itself ends its workers.
+
+    It does so by SIGTERM, should nothing else help.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
