@@ -1,12 +1,17 @@
 """Bring raw scans onto the atlas grid: T1w to atlas, T2w to T1w, every image interpolated once.
 
+The output folder is what inference.py takes as --data-dir. Beside each scan lie its transform (ITK), a sidecar that
+says how it was acquired and what became of it, and a picture that shows whether the registration is right.
+
     python scripts/preprocessing.py --data-dir RAW --output-dir PREPARED
 
-PREPARED is what inference.py takes as --data-dir. Beside each scan lie its transform (ITK), a sidecar that says how it
-was acquired and what became of it, and a picture that shows in two seconds whether the registration is right. And back
-again, from a reconstruction on the atlas grid to where the infant lay in the scanner:
+and back again, from a reconstruction on the atlas grid to where the infant lay in the scanner:
 
     python scripts/preprocessing.py --inverse RESULTS/*_desc-isotropic_T2w.nii.gz --output-dir PREPARED --space T2w
+
+or only the atlas, for registration with another tool:
+
+    python scripts/preprocessing.py --atlas-only FOLDER
 
 Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
@@ -14,6 +19,7 @@ Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stop
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +29,18 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, in_processes, processors, run_to_the_end, script_parser
-from func.errors import BabyAIError
-from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, stem_of
+from func.commands import (
+    Tally,
+    add_overwrite,
+    add_t1w_filter,
+    at_least_one,
+    in_processes,
+    processors,
+    run_to_the_end,
+    script_parser,
+)
+from func.errors import BabyAIError, collect_warnings
+from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
 from func.scans.files import atomic
 from func.scans.hub import ATLAS_FILE, fetch
 from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
@@ -62,6 +77,8 @@ class Infant:
 def main(argv: list[str] | None = None) -> int:
     """Prepare, or take back, what the arguments ask for; returns the exit code."""
     arguments = parse_arguments(argv)
+    if arguments.atlas_only:
+        return run_to_the_end("preprocessing.py", partial(place_atlas, arguments), Tally("placed"))
     if arguments.inverse:
         return run_to_the_end("preprocessing.py", partial(take_back_all, arguments), Tally("taken back"))
     return run_to_the_end("preprocessing.py", partial(prepare_folder, arguments), Tally("prepared"))
@@ -70,14 +87,16 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
     parser = script_parser(__doc__)
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with raw scans (default: %(default)s)")
-    parser.add_argument(
+    prepare = parser.add_argument_group("raw scans onto the atlas grid")
+    prepare.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with raw scans (default: %(default)s)")
+    prepare.add_argument(
         "--output-dir", type=Path, default=OUTPUT_DIR, help="folder of the prepared scans (default: %(default)s)"
     )
-    parser.add_argument(
+    prepare.add_argument(
         "--atlas", type=Path, default=ATLAS, help="182 x 218 x 182 voxels of 1 mm (default: from the Hugging Face Hub)"
     )
-    parser.add_argument(
+    add_t1w_filter(prepare)
+    prepare.add_argument(
         "--min-similarity",
         type=float,
         default=MIN_SIMILARITY,
@@ -85,8 +104,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="refuse a T2w that is less similar to its T1w than this, 0 to 1, and no other (default: refuse it where "
         "the registration failed)",
     )
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
-    add_overwrite(parser, OVERWRITE)
+    prepare.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
     back = parser.add_argument_group("back to the scan's own space")
     back.add_argument(
         "--inverse",
@@ -102,7 +120,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=SPACE,
         help="the T1w's own grid, or 1 mm voxels along the T2w's own axes (default: %(default)s)",
     )
+    alone = parser.add_argument_group("the atlas alone")
+    alone.add_argument("--atlas-only", type=Path, metavar="DIR", help=f"put {ATLAS_FILE} into this folder")
+    add_overwrite(parser, OVERWRITE)
     return parser.parse_args(argv)
+
+
+def place_atlas(arguments: argparse.Namespace, tally: Tally) -> None:
+    """Copy the atlas to a folder of the user's choice.
+
+    Raises:
+        BabyAIError: it cannot be had, or not be written.
+    """
+    target = arguments.atlas_only / ATLAS_FILE
+    if target.exists() and not arguments.overwrite:
+        tally.kept += 1
+        return
+    atlas = arguments.atlas or fetch(ATLAS_FILE)
+    check_atlas_grid(read_volume(atlas))
+    with atomic(target) as temporary:
+        shutil.copyfile(atlas, temporary)
+    tally.done += 1
+    print(f"{ATLAS_FILE} -> {target}")
 
 
 def prepare_folder(arguments: argparse.Namespace, tally: Tally) -> None:
@@ -111,9 +150,13 @@ def prepare_folder(arguments: argparse.Namespace, tally: Tally) -> None:
     Raises:
         BabyAIError: nothing could be started at all.
     """
-    if arguments.output_dir.resolve().is_relative_to(arguments.data_dir.resolve()):
-        raise BabyAIError(f"--output-dir {arguments.output_dir} lies in --data-dir; choose a folder outside it.")
-    pairs, errors = find_pairs(arguments.data_dir)
+    data_dir, output_dir = (folder.resolve() for folder in (arguments.data_dir, arguments.output_dir))
+    if output_dir.is_relative_to(data_dir) and not is_foreign(output_dir, data_dir):
+        raise BabyAIError(
+            f"--output-dir {arguments.output_dir} lies in --data-dir; choose a folder outside it, or one in its "
+            "derivatives folder."
+        )
+    pairs, errors = find_pairs(arguments.data_dir, arguments.t1w_filter)
     atlas = arguments.atlas or fetch(ATLAS_FILE)
     check_atlas_grid(read_volume(atlas))
     for error in errors:
@@ -154,8 +197,10 @@ def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> 
     targets = {scan: target_of(scan, arguments) for scan in (infant.t1, *infant.t2s)}
     if not arguments.overwrite and all(target.exists() for target in targets.values()):
         return dict.fromkeys(infant.t2s)
-    atlas, t1 = read_volume(atlas_path), read_volume(infant.t1)
-    atlas_to_t1 = prepare_t1(t1, targets[infant.t1], atlas, arguments)
+    atlas = read_volume(atlas_path)
+    with collect_warnings() as warnings:
+        t1 = read_volume(infant.t1)
+    atlas_to_t1 = prepare_t1(t1, targets[infant.t1], atlas, warnings, arguments)
     outcome: dict[Path, Path | Exception | None] = {}
     for t2 in infant.t2s:
         target = targets[t2]
@@ -175,7 +220,9 @@ def target_of(scan: Path, arguments: argparse.Namespace) -> Path:
     return arguments.output_dir / scan.parent.relative_to(arguments.data_dir) / f"{stem_of(scan)}.nii.gz"
 
 
-def prepare_t1(t1: nib.Nifti1Image, target: Path, atlas: nib.Nifti1Image, arguments: argparse.Namespace) -> np.ndarray:
+def prepare_t1(
+    t1: nib.Nifti1Image, target: Path, atlas: nib.Nifti1Image, warnings: list[str], arguments: argparse.Namespace
+) -> np.ndarray:
     """Lay a T1w upon the atlas, or find how it was laid there before.
 
     Returns:
@@ -189,7 +236,8 @@ def prepare_t1(t1: nib.Nifti1Image, target: Path, atlas: nib.Nifti1Image, argume
     image = image_of(array, atlas.affine, atlas)
     save_picture(target, image, atlas)
     save_itk_transform(transform_path(target, "atlas"), registration.matrix)
-    save_result(target, image, described(t1, target, atlas, registration.matrix, registration, arguments))
+    sidecar = described(t1, target, atlas, registration.matrix, registration, arguments)
+    save_result(target, image, sidecar | {"Warnings": warnings})
     return registration.matrix
 
 
@@ -205,11 +253,12 @@ def prepare_t2(
     """Lay a T2w upon its T1w and interpolate it, once, on the atlas grid.
 
     Raises:
-        BabyAIError: the T2w is unreadable, its sidecar contradicts its header, or it does not fit the T1w.
+        BabyAIError: the T2w or its sidecar is unreadable, or it does not fit the T1w.
     """
-    t2, sidecar = read_volume(path), read_sidecar(path)
-    axis, thickness, spacing = stack_geometry(t2, sidecar)
-    registration = register_rigid(t1, t2)
+    with collect_warnings() as warnings:
+        t2, sidecar = read_volume(path), read_sidecar(path)
+        axis, thickness, spacing = stack_geometry(t2, sidecar)
+        registration = register_rigid(t1, t2)
     matrix = registration.matrix @ atlas_to_t1
     image = image_of(resample(t2, atlas.shape, atlas.affine, matrix), atlas.affine, atlas)
     picture = save_picture(target, image, read_volume(t1_target))
@@ -226,6 +275,7 @@ def prepare_t2(
         "SliceEncodingDirection": "ijk"[axis],
     }
     sidecar["Registration"]["T1wToScan"] = registration.matrix.tolist()
+    sidecar["Warnings"] = warnings
     sidecar["T1w"] = t1_target.relative_to(arguments.output_dir).as_posix()
     save_result(target, image, sidecar)
 

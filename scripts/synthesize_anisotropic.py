@@ -1,10 +1,11 @@
 """Make thick-slice T2w scans from isotropic ones, for training and for evaluation.
 
-    python scripts/synthesize_anisotropic.py --data-dir DATA --output-dir SYNTHESISED
+Every isotropic T2w below the data folder is sliced in each direction and thickness, and up-sampled with cubic splines
+to its own grid, each slice at its true position (or, with --native, left as the thick stack). The T1w scans are copied
+beside the results, so that the output folder is what training.py and inference.py take as --data-dir.
 
-Every isotropic T2w below DATA is sliced in each direction and thickness, and up-sampled with cubic splines to its own
-grid, each slice at its true position (or, with --native, left as the thick stack). The T1w scans are copied beside the
-results, so that SYNTHESISED is what training.py and inference.py take as --data-dir.
+    python scripts/synthesize_anisotropic.py --data-dir DATA --output-dir SYNTHESISED
+    python scripts/synthesize_anisotropic.py --data-dir DATA --output-dir STACKS --thickness 3 --gap 0.3 --native
 
 Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
@@ -23,13 +24,13 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, in_processes, processors, run_to_the_end, script_parser
+from func.commands import Tally, add_overwrite, at_least_one, in_processes, processors, run_to_the_end, script_parser
 from func.errors import BabyAIError
-from func.scans.bids import entities_of, find_scans, slicing_of, stem_of
+from func.scans.bids import entities_of, find_scans, is_original, stem_of
 from func.scans.files import atomic
 from func.scans.nifti import check_isotropic, image_of, read_volume, save_result
 from func.scans.sidecars import read_sidecar, sidecar_path
-from func.slices.geometry import PROFILES, SliceGeometry, acquire, upsample
+from func.slices.geometry import AXIS_ACROSS, PROFILES, SliceGeometry, acquire, upsample
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +44,6 @@ OFFSET = 0.0  # mm from the volume's edge to the first slice
 NATIVE = False  # thick stacks instead of up-sampled ones
 WORKERS = processors()
 OVERWRITE = False
-
-# The world axis (right, anterior, superior) that the slices of each direction are stacked along.
-STACKING_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Slices:
         Raises:
             BabyAIError: the slices are no thicker than the image's planes, or none fits in.
         """
-        axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == STACKING_AXIS[self.direction])[0])
+        axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == AXIS_ACROSS[self.direction])[0])
         voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
         thickness, spacing = self.thickness / voxel, (self.thickness + self.gap) / voxel
         if thickness < 1.001:
@@ -91,9 +89,12 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
     parser = script_parser(__doc__)
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="isotropic scans (default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
-    parser.add_argument(
+    folders = parser.add_argument_group("folders")
+    folders.add_argument("--data-dir", type=Path, default=DATA_DIR, help="isotropic scans (default: %(default)s)")
+    folders.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
+    add_overwrite(folders, OVERWRITE)
+    slices = parser.add_argument_group("slices")
+    slices.add_argument(
         "--thickness",
         type=positive,
         nargs="+",
@@ -101,32 +102,31 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=THICKNESSES,
         help=f"slice thicknesses (default: {' '.join(f'{thickness:g}' for thickness in THICKNESSES)})",
     )
-    parser.add_argument(
+    slices.add_argument(
         "--directions",
         nargs="+",
-        choices=STACKING_AXIS,
+        choices=AXIS_ACROSS,
         default=DIRECTIONS,
         help=f"anatomical slice directions (default: {' '.join(DIRECTIONS)})",
     )
-    parser.add_argument("--profile", choices=PROFILES, default=PROFILE, help="slice profile (default: %(default)s)")
-    parser.add_argument(
+    slices.add_argument("--profile", choices=PROFILES, default=PROFILE, help="slice profile (default: %(default)s)")
+    slices.add_argument(
         "--gap", type=not_negative, metavar="MM", default=GAP, help="between neighbouring slices (default: %(default)s)"
     )
-    parser.add_argument(
+    slices.add_argument(
         "--offset",
         type=not_negative,
         metavar="MM",
         default=OFFSET,
         help="from the volume's edge to the first slice's (default: %(default)s)",
     )
-    parser.add_argument(
+    slices.add_argument(
         "--native",
         action=argparse.BooleanOptionalAction,
         default=NATIVE,
         help="write the thick stacks themselves, not up-sampled ones",
     )
     parser.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
-    add_overwrite(parser, OVERWRITE)
     return parser.parse_args(argv)
 
 
@@ -145,27 +145,25 @@ def not_negative(text: str) -> float:
     return length
 
 
-def at_least_one(text: str) -> int:
-    """A number of processes."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
-    return int(text)
-
-
 def synthesise_folder(arguments: argparse.Namespace, tally: Tally) -> None:
     """Synthesise from every isotropic T2w of a folder; a scan that fails is told and costs no other its results.
 
     Raises:
         BabyAIError: no such folder, or no T2w to work on.
     """
-    scans = find_originals(arguments.data_dir, arguments.output_dir)
+    scans, errors = find_originals(arguments.data_dir, arguments.output_dir)
+    for error in errors:
+        tally.fail("", error)
     t2s = [path for path in scans if entities_of(path)["suffix"] == "T2w"]
-    if not t2s:
+    if not t2s and not errors:
         raise BabyAIError(
             f"No isotropic T2w was found below {arguments.data_dir}; it needs scans named like sub-01_T2w.nii.gz."
         )
     for t1 in (path for path in scans if entities_of(path)["suffix"] == "T1w"):
-        copy_with_sidecar(t1, arguments.output_dir / t1.relative_to(arguments.data_dir), arguments.overwrite)
+        try:
+            copy_with_sidecar(t1, arguments.output_dir / t1.relative_to(arguments.data_dir), arguments.overwrite)
+        except BabyAIError as error:
+            tally.fail(t1.name, error)
 
     wanted = [
         Slices(direction, thickness, arguments.gap, arguments.offset, arguments.profile, arguments.native)
@@ -187,24 +185,27 @@ def synthesise_folder(arguments: argparse.Namespace, tally: Tally) -> None:
             bar.update(len(wanted))
 
 
-def find_originals(data_dir: Path, output_dir: Path) -> list[Path]:
-    """The T1w and T2w below a folder that are neither synthesised nor reconstructed, nor copies among the results."""
+def find_originals(data_dir: Path, output_dir: Path) -> tuple[list[Path], list[BabyAIError]]:
+    """The T1w and T2w below a folder that are neither synthesised nor results, nor copies in the output folder.
+
+    Returns:
+        Their paths, and one error for each folder that cannot be read.
+    """
+    errors: list[BabyAIError] = []
     results = output_dir.absolute()
     nested = results != data_dir.absolute() and results.is_relative_to(data_dir.absolute())
-    return [
-        path
-        for path in find_scans(data_dir)
-        if is_original(path) and not (nested and path.absolute().is_relative_to(results))
-    ]
-
-
-def is_original(path: Path) -> bool:
-    """Whether a scan is neither synthesised nor reconstructed, by its name."""
-    return entities_of(path).get("desc") != "isotropic" and slicing_of(path) is None
+    scans = [path for path in find_scans(data_dir, errors.append) if is_original(path)]
+    return [path for path in scans if not (nested and path.absolute().is_relative_to(results))], errors
 
 
 def copy_with_sidecar(source: Path, target: Path, overwrite: bool) -> None:
-    """Copy a scan, and its sidecar if it has one, to where the results are; what is there is kept."""
+    """Copy a scan, and its sidecar if it has one, to where the results are; what is there is kept.
+
+    Raises:
+        BabyAIError: the scan is not there (a dead link), or the copy could not be written.
+    """
+    if not source.is_file():
+        raise BabyAIError(f"{source} is a link to a file that is not there; get it first (git-annex or DataLad).")
     for origin, copy in ((sidecar_path(source), sidecar_path(target)), (source, target)):
         if origin.is_file() and origin.resolve() != copy.resolve() and (overwrite or not copy.exists()):
             with atomic(copy) as temporary:

@@ -115,6 +115,9 @@ def test_the_sidecar_says_how_it_was_acquired_and_moved(prepared):
     np.testing.assert_allclose(acquired["Affine"], MOTION @ T2_GRID[1], atol=1e-4)
     assert (acquired["SliceThickness"], acquired["SliceEncodingDirection"]) == (4.5, "k")
     assert acquired["SpacingBetweenSlices"] == pytest.approx(5)
+    assert sidecar["Warnings"] == []
+    (warning,) = json.loads((folder / "sub-01_acq-wrong_T2w.json").read_text())["Warnings"]
+    assert "SpacingBetweenSlices" in warning and "the header is used" in warning
     assert sidecar["Sources"] == ["sub-01/anat/sub-01_T2w.nii.gz"]
     found = load_itk_transform(folder / "sub-01_from-T2w_to-atlas_mode-image_xfm.tfm")
     np.testing.assert_allclose(sidecar["Registration"]["AtlasToScan"], found, atol=1e-9)
@@ -175,3 +178,32 @@ def test_wrong_calls_are_told_at_once(folders, capsys, tmp_path):
     nib.save(nib.Nifti1Image(np.arange(27.0, dtype=np.float32).reshape(3, 3, 3), np.eye(4)), small)
     assert call(folders | {"prepared": tmp_path / "out"}, "--atlas", str(small)) == 2
     assert "atlas grid" in capsys.readouterr().err
+
+
+def test_the_derivatives_folder_of_a_dataset_takes_results(folders, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for suffix in ("T1w", "T2w"):
+        saved(raw / "sub-02" / f"sub-02_{suffix}.nii.gz", np.zeros((4, 4, 4)), np.eye(4), "sform")
+    assert call(folders | {"raw": raw, "prepared": raw / "derivatives" / "prepared"}) == 1
+    assert "is zero everywhere" in capsys.readouterr().err
+    assert call(folders | {"raw": raw, "prepared": raw / "other"}) == 2
+    assert "derivatives" in capsys.readouterr().err
+
+
+def test_one_of_several_t1w_can_be_chosen(folders, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    for name in ("acq-a_T1w", "acq-b_T1w", "T2w"):
+        saved(raw / f"sub-02_{name}.nii.gz", np.zeros((4, 4, 4)), np.eye(4), "sform")
+    assert call(folders | {"raw": raw, "prepared": tmp_path / "out"}) == 1
+    assert "2 T1w candidates" in capsys.readouterr().err
+    assert call(folders | {"raw": raw, "prepared": tmp_path / "out"}, "--t1w-filter", "acq-b") == 1
+    assert "sub-02_acq-b_T1w.nii.gz is zero everywhere" in capsys.readouterr().err
+
+
+def test_the_atlas_alone(folders, tmp_path, capsys):
+    arguments = ["--atlas-only", str(tmp_path / "new" / "folder"), "--atlas", str(folders["atlas"])]
+    assert preprocessing.main(arguments) == 0
+    assert (tmp_path / "new" / "folder" / "infant_atlas.nii.gz").read_bytes() == folders["atlas"].read_bytes()
+    assert "1 placed" in capsys.readouterr().out
+    assert preprocessing.main(arguments) == 0
+    assert "1 already there" in capsys.readouterr().out

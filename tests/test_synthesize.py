@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,33 @@ def test_results_among_the_data_are_not_synthesised_from_again(data, capsys):
         assert synthesise(*arguments, "--output-dir", output) == 0
     assert "0 synthesised, 2 already there" in capsys.readouterr().out
     assert len(find_scans(data)) == 2 * 3 + 2 * 2
+
+
+def test_maps_of_uncertainty_are_no_originals(data, tmp_path, capsys):
+    for name in ("sub-01_desc-isotropic_T2w", "sub-01_desc-uncertainty_T2w", "sub-01_part-phase_T2w"):
+        shutil.copy(data / "sub-01_T2w.nii.gz", data / f"{name}.nii.gz")
+    arguments = ["--data-dir", data, "--thickness", 4, "--directions", "axial"]
+    assert synthesise(*arguments, "--output-dir", tmp_path / "out") == 0
+    assert "2 synthesised, 0 failed" in capsys.readouterr().out
+
+
+def test_what_cannot_be_reached_is_told(data, tmp_path, monkeypatch, capsys):
+    """A folder without permission (which root would have), and a T1w that git-annex has not fetched."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("sub-02"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    (data / "sub-01_T1w.nii.gz").unlink()
+    (data / "sub-01_T1w.nii.gz").symlink_to(data / ".git" / "annex")
+    arguments = ["--data-dir", data, "--thickness", 4, "--directions", "axial"]
+    assert synthesise(*arguments, "--output-dir", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert "1 synthesised, 2 failed" in captured.out
+    assert "sub-02 cannot be read (Permission denied)" in captured.err and "sub-01_T1w.nii.gz is a link" in captured.err
 
 
 def test_names_keep_the_scan_s_own_acquisition():

@@ -69,6 +69,13 @@ def entity(text: str) -> str:
     return text
 
 
+def at_least_one(text: str) -> int:
+    """A number of processes, from the command line."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
+    return int(text)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler or a shutdown asks the process to end."""
 
