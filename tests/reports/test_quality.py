@@ -85,6 +85,19 @@ def test_a_t1_that_is_not_in_place_or_no_t1(small_head, slices):
     assert any("look alike" in warning for warning in judged(small_head.t2, slices)[1])
 
 
+def test_without_a_t1w_the_t2w_alone_is_judged(small_head, slices):
+    with_t1, _ = judged(small_head.t1, slices)
+    upsampled = image_of(upsample(slices, GEOMETRY, 48), small_head.t2.affine)
+    raw = image_of(slices, GEOMETRY.affine_in(small_head.t2.affine))
+    stated = {"SliceThickness": 3.0, "SpacingBetweenSlices": 3.0, "SliceEncodingDirection": "k"}
+    for t2, report in ((upsampled, REPORT), (raw, {"SliceGeometry": stated})):
+        quality, warnings = quality_of(None, t2, report)
+        assert quality["Overlap"] is quality["Correlation"] is quality["T1wMedian"] is None
+        for key in ("SliceThickness", "SignalToNoise", "EvenOddShift", "HeadVolume"):
+            assert quality[key] == pytest.approx(with_t1[key], rel=0.01)
+        assert not [warning for warning in warnings if "The head fills" not in warning]
+
+
 def test_thickness_gap_and_tilt(small_head, slices):
     stated = REPORT["SliceGeometry"]
     thin = {"SliceGeometry": {**stated, "SliceThickness": 1.2}}

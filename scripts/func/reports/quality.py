@@ -15,7 +15,8 @@ from scipy import ndimage
 from func.networks.guidance import LARGEST_T1_OFFSET
 from func.reconstruction.consistency import noise_of
 from func.scans.intensity import zero_based_scale
-from func.slices.geometry import SliceGeometry, acquire, measured_slices, slices_last
+from func.scans.nifti import array_of
+from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, measured_slices, slices_last
 from func.slices.recovery import recover_geometry
 
 # The bundled weights were trained on slices like these, in mm.
@@ -39,18 +40,17 @@ LARGEST_OBLIQUENESS = 20.0  # degrees
 
 _FOREGROUND = 0.05  # of the 99th percentile, as in func.reports.scores
 _FULL_SLICE = 0.5  # slices with less head than this share of the fullest one say little about motion
-_PLANES = ("sagittal", "coronal", "axial")
 
 
 @dataclass(frozen=True)
 class _Stack:
     """A T2w's slices along the last axis and the T1w in the same places, both of shape (X, Y, count), 0 to about 1.
 
-    ``matrix`` maps their voxels to world mm; ``thickness`` (mm) is None where the slices are not known, and the planes
-    of the volume stand for them.
+    ``t1`` is None where there is no T1w; ``matrix`` maps voxels to world mm; ``thickness`` (mm) is None where the
+    slices are not known, and the planes of the volume stand for them.
     """
 
-    t1: np.ndarray
+    t1: np.ndarray | None
     t2: np.ndarray
     matrix: np.ndarray
     thickness: float | None
@@ -60,21 +60,22 @@ class _Stack:
         return nib.affines.voxel_sizes(self.matrix)
 
 
-def quality_of(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> tuple[dict, list[str]]:
+def quality_of(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) -> tuple[dict, list[str]]:
     """Numbers of a pair's quality, and what is out of range.
 
     Args:
-        t1, t2: as read: on one grid, or raw where ``report`` holds a ``Registration``.
+        t1, t2: as read: on one grid, or raw where ``report`` holds a ``Registration``; ``t1`` None where there is none.
         report: of the reconstruction (:class:`func.reconstruction.Reconstruction`), which knows the slices.
 
     Returns:
         Plain values for the JSON sidecar (lengths in mm, volumes in ml, intensity differences in percent; None for
         what cannot be measured here), and warnings, each a sentence.
     """
-    if "Registration" in report:
+    stated = report.get("SliceGeometry", {})
+    if "StackAffine" in stated:
+        stack = _oblique_stack(t1, t2, stated)
+    elif "Registration" in report or ("SliceEncodingDirection" in stated and "FirstSliceCenter" not in stated):
         stack = _raw_stack(t1, t2, report)
-    elif "StackAffine" in report.get("SliceGeometry", {}):
-        stack = _oblique_stack(t1, t2, report["SliceGeometry"])
     else:
         stack = _grid_stack(t1, t2, report)
     offset = {"T1wOffset": report.get("Checks", {}).get("T1wOffset")}
@@ -97,30 +98,31 @@ def is_stripped(image: nib.Nifti1Image) -> bool:
 
 
 def _slice_warnings(known: dict) -> list[str]:
-    told = []
     if known.get("SliceThickness") is None:
-        told.append(
+        return [
             "The slices behind this T2w are not known, so that the result could not be made to agree with them; give "
-            "SliceThickness, SpacingBetweenSlices, SliceEncodingDirection and FirstSliceCenter in its sidecar."
-        )
-        return told
+            "SliceThickness, SpacingBetweenSlices, SliceEncodingDirection and FirstSliceCenter in its sidecar, or "
+            "reconstruct the scan as it was acquired."
+        ]
+    found = []
     thickness, spacing = known["SliceThickness"], known["SpacingBetweenSlices"]
     low, high = TRAINED_THICKNESS
     if not 0.9 * low <= thickness <= 1.05 * high:
-        told.append(
-            f"Slices of {thickness:.3g} mm are outside the {low:g} to {high:g} mm that the weights were made for."
+        found.append(
+            f"Slices of {thickness:.3g} mm are outside the {low:g} to {high:g} mm that the weights were trained on; "
+            "check the thickness, and look twice at fine structures."
         )
     if spacing > (1.05 + TRAINED_GAP) * thickness:
-        told.append(
+        found.append(
             f"Between slices of {thickness:.3g} mm lie gaps of {spacing - thickness:.3g} mm: what is in them was never "
-            "measured, and is the network's guess."
+            "measured but inferred from the T1w; look twice at small structures there."
         )
     if known["Obliqueness"] > LARGEST_OBLIQUENESS:
-        told.append(
+        found.append(
             f"The slices are tilted by {known['Obliqueness']:.0f} degrees against the {known['Plane']} plane; check "
             "the orientation of the scan."
         )
-    return told
+    return found
 
 
 def _offset_warnings(known: dict) -> list[str]:
@@ -128,56 +130,58 @@ def _offset_warnings(known: dict) -> list[str]:
         return []
     return [
         f"The T1w lay {known['T1wOffset']:.1f} mm off the T2w and was moved onto it for the reconstruction; register "
-        "the two scans more exactly, and look twice."
+        "the two scans more exactly, and check in the figure that their edges agree."
     ]
 
 
 def _motion_warnings(known: dict) -> list[str]:
-    told = []
+    found = []
     if known.get("SignalToNoise", np.inf) < LOWEST_SIGNAL_TO_NOISE:
-        told.append(f"The T2w is noisy (signal-to-noise ratio {known['SignalToNoise']:.0f}); fine detail is uncertain.")
+        found.append(
+            f"The T2w is noisy (signal-to-noise ratio {known['SignalToNoise']:.0f}), so that fine detail is uncertain; "
+            "--uncertainty maps where."
+        )
     fixed, share = LARGEST_EVEN_ODD_SHIFT
     if known.get("EvenOddShift", 0) > fixed + share * known.get("SpacingBetweenSlices", 0):
-        told.append(
+        found.append(
             f"Even and odd slices lie {known['EvenOddShift']:.2g} mm apart, turns included: the infant probably moved "
             "between the two halves of an interleaved scan; look for jagged edges across the slices."
         )
     if known.get("EvenOddIntensity", 0) > LARGEST_EVEN_ODD_INTENSITY:
-        told.append(
-            f"Even and odd slices differ in brightness by {known['EvenOddIntensity']:.2g} %; look for stripes across "
-            "the slices."
+        found.append(
+            f"Even and odd slices differ in brightness by {known['EvenOddIntensity']:.2g} %, as after too short a "
+            "repetition time; look for stripes across the slices."
         )
-    return told
+    return found
 
 
 def _contrast_warnings(known: dict) -> list[str]:
-    told = []
+    found = []
     if known.get("Overlap", 1) < LOWEST_OVERLAP:
-        told.append(
+        found.append(
             f"T1w and T2w overlap by only {100 * known['Overlap']:.0f} %: they are not aligned, one of them does not "
-            "cover the head, or only one of them was brain-extracted."
+            "cover the head, or only one of them was brain-extracted; check in the figure that their edges agree."
         )
     unusual = {
-        "Correlation": "the T1w and T2w look alike ({:.2f} correlated): is one of them given twice, or both the same "
-        "contrast?",
-        "T1wMedian": "the T1w's contrast (median {:.2f} of its brightest) is unlike any in the weights' training: "
-        "is it a T1w, and brain-extracted?",
-        "T2wMedian": "the T2w's contrast (median {:.2f} of its brightest) is unlike any in the weights' training: "
-        "is it a T2w, and brain-extracted?",
-        "HeadVolume": "the head fills {:.0f} ml, unlike the brain-extracted infants of the weights' training: "
-        "are skull and scalp still there, is this no infant, or are the voxel sizes wrong?",
+        "Correlation": "T1w and T2w look alike ({:.2f} correlated); check that they are not the same scan, or of the "
+        "same contrast.",
+        "T1wMedian": "The T1w's contrast (median {:.2f} of its brightest) is unlike any in the weights' training; "
+        "check that it is a T1w, not the T2w.",
+        "T2wMedian": "The T2w's contrast (median {:.2f} of its brightest) is unlike any in the weights' training; "
+        "check that it is a T2w, not the T1w.",
+        "HeadVolume": "The head fills {:.0f} ml, unlike the brains of the weights' training; if this is no whole head "
+        "and no adult, check the voxel sizes.",
     }
     for key, sentence in unusual.items():
         low, high = TRAINED_CONTRAST[key]
         if key in known and not low <= known[key] <= high:
-            sentence = sentence.format(known[key])
-            told.append(sentence[0].upper() + sentence[1:])
-    return told
+            found.append(sentence.format(known[key]))
+    return found
 
 
-def _grid_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack:
+def _grid_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) -> _Stack:
     """From scans on one grid: the slices behind the T2w, and the T1w seen through them."""
-    t1_array, t2_array = (np.asarray(image.dataobj, dtype=np.float32) for image in (t1, t2))
+    t1_array, t2_array = t1 and array_of(t1), array_of(t2)
     stated = report.get("SliceGeometry", {})
     geometry = SliceGeometry.from_sidecar(stated, t2)
     if geometry is None and str(stated.get("Source", "")).startswith("not used"):
@@ -186,39 +190,39 @@ def _grid_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stac
     if geometry is None:
         return _scaled(t1_array, t2_array, t2.affine, int(np.argmin(t2.shape)), None)
     slices, thickness = measured_slices(t2_array, geometry), geometry.thickness * sizes[geometry.axis]
-    return _scaled(acquire(t1_array, geometry), slices, geometry.affine_in(t2.affine), geometry.axis, thickness)
+    t1_seen = None if t1 is None else acquire(t1_array, geometry)
+    return _scaled(t1_seen, slices, geometry.affine_in(t2.affine), geometry.axis, thickness)
 
 
-def _raw_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, report: dict) -> _Stack:
+def _raw_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) -> _Stack:
     """From scans as acquired: the stack as it is, and the T1w at its voxels."""
-    slices = np.asarray(t2.dataobj, dtype=np.float32)
-    to_t1 = np.linalg.inv(np.array(report["Registration"]["T1wToT2w"]) @ t1.affine) @ t2.affine
-    t1_array = np.asarray(t1.dataobj, dtype=np.float32)
-    t1_seen = ndimage.affine_transform(t1_array, to_t1[:3, :3], to_t1[:3, 3], slices.shape, order=1)
-    stated = report["SliceGeometry"]
-    return _scaled(
-        t1_seen, slices, t2.affine, "ijk".index(stated["SliceEncodingDirection"][0]), stated["SliceThickness"]
-    )
+    stated, t1_seen = report["SliceGeometry"], None
+    if t1:
+        to_t1 = np.linalg.inv(np.array(report["Registration"]["T1wToT2w"]) @ t1.affine) @ t2.affine
+        t1_seen = ndimage.affine_transform(array_of(t1), to_t1[:3, :3], to_t1[:3, 3], t2.shape, order=1)
+    axis = "ijk".index(stated["SliceEncodingDirection"][0])
+    return _scaled(t1_seen, array_of(t2), t2.affine, axis, stated["SliceThickness"])
 
 
-def _oblique_stack(t1: nib.Nifti1Image, t2: nib.Nifti1Image, stated: dict) -> _Stack:
+def _oblique_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, stated: dict) -> _Stack:
     """From scans on one grid that the slices are oblique to: both scans where the slices lie."""
     matrix = np.array(stated["StackAffine"])
     to_grid = np.linalg.inv(t2.affine) @ matrix
-    t1_array, t2_array = (
-        ndimage.affine_transform(
-            np.asarray(image.dataobj, dtype=np.float32), to_grid[:3, :3], to_grid[:3, 3], stated["StackShape"], order=3
-        )
+    t1_seen, t2_seen = (
+        image
+        and ndimage.affine_transform(array_of(image), to_grid[:3, :3], to_grid[:3, 3], stated["StackShape"], order=3)
         for image in (t1, t2)
     )
-    return _scaled(t1_array, t2_array, matrix, 2, stated["SliceThickness"])
+    return _scaled(t1_seen, t2_seen, matrix, 2, stated["SliceThickness"])
 
 
-def _scaled(t1: np.ndarray, t2: np.ndarray, matrix: np.ndarray, axis: int, thickness: float | None) -> _Stack:
+def _scaled(t1: np.ndarray | None, t2: np.ndarray, matrix: np.ndarray, axis: int, thickness: float | None) -> _Stack:
     turn = slices_last(axis)
-    t1, t2 = (np.transpose(array, turn) for array in (t1, t2))
-    # A T1w that misses the T2w altogether has nothing to be scaled by; the overlap tells.
-    t1 = zero_based_scale(t1).apply(t1) if (t1 > 0).any() else t1
+    if t1 is not None:
+        t1 = np.transpose(t1, turn)
+        # A T1w that misses the T2w altogether has nothing to be scaled by; the overlap tells.
+        t1 = zero_based_scale(t1).apply(t1) if (t1 > 0).any() else t1
+    t2 = np.transpose(t2, turn)
     return _Stack(t1, zero_based_scale(t2).apply(t2), matrix[:, [*turn, 3]], thickness)
 
 
@@ -229,7 +233,7 @@ def _slicing(stack: _Stack) -> dict:
     if stack.thickness is None:
         return {"Plane": None, "Obliqueness": None, "SliceThickness": None, "SpacingBetweenSlices": None}
     return {
-        "Plane": _PLANES[across],
+        "Plane": list(AXIS_ACROSS)[across],
         "Obliqueness": float(np.degrees(np.arccos(min(1.0, abs(normal[across]))))),
         "SliceThickness": float(stack.thickness),
         "SpacingBetweenSlices": float(stack.sizes[2]),
@@ -294,13 +298,18 @@ def _around_the_middle(head: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray,
 
 def _likeness(stack: _Stack) -> dict:
     """Overlap (Dice) of the two heads, their contrast, and the T2w head's volume (ml)."""
-    t1, t2 = (array[::2, ::2] for array in (stack.t1, stack.t2))
-    heads = [ndimage.binary_fill_holes(array > _FOREGROUND) for array in (t1, t2)]
-    both = heads[0] & heads[1]
-    volume = float(heads[1].sum() * 4 * np.prod(stack.sizes) / 1000)
-    found = {"Overlap": float(2 * both.sum() / max(1, heads[0].sum() + heads[1].sum())), "HeadVolume": volume}
+    unknown = dict.fromkeys(("Overlap", "Correlation", "T1wMedian", "T2wMedian"))
+    t2 = stack.t2[::2, ::2]
+    t2_head = ndimage.binary_fill_holes(t2 > _FOREGROUND)
+    found = unknown | {"HeadVolume": float(t2_head.sum() * 4 * np.prod(stack.sizes) / 1000)}
+    if stack.t1 is None:
+        return found | ({"T2wMedian": float(np.median(t2[t2_head]))} if t2_head.any() else {})
+    t1 = stack.t1[::2, ::2]
+    t1_head = ndimage.binary_fill_holes(t1 > _FOREGROUND)
+    both = t1_head & t2_head
+    found["Overlap"] = float(2 * both.sum() / max(1, t1_head.sum() + t2_head.sum()))
     if both.sum() < 100:
-        return found | {"Correlation": None, "T1wMedian": None, "T2wMedian": None}
+        return found
     # At the rim both scans fade into the air together, whatever their contrast.
     inner = ndimage.binary_erosion(both, np.ones((5, 5, 1)))
     inner = inner if inner.sum() > 100 else both
