@@ -23,11 +23,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from func.commands import Tally, add_overwrite, run_to_the_end, script_parser
-from func.errors import BabyAIError
+from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, result_path, stem_of
-from func.scans.case import check_grids, read_case
+from func.scans.case import Case, check_grids, read_case
 from func.scans.hub import find_weights
+from func.scans.provenance import differences, digest, inputs_of
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,9 @@ OUTPUT_DIR = REPO_ROOT / "results"
 WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hugging Face Hub), or a file
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PRECISION = "auto"  # auto, float32 or bfloat16
-SPACE = None  # 1mm or t1: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
+SPACE = None  # 1mm, t1 or t2: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
+VOXEL_SIZE = 1.0  # mm, or in-plane for the T2w's own: of the result of raw scans
+MIN_SIMILARITY = None  # of registered raw scans; None: only failed registrations are refused
 OVERWRITE = False
 REPORT = True  # report.html and figures beside the results
 UNCERTAINTY = False  # also write where not to trust each result; four runs of the network
@@ -56,18 +59,43 @@ def reconstruct_all(arguments: argparse.Namespace, tally: Tally) -> None:
         BabyAIError: nothing could be started at all.
     """
     results = find_results(arguments, tally)
-    todo = {pair: path for pair, path in results.items() if arguments.overwrite or not path.exists()}
-    tally.kept = len(results) - len(todo)
+    todo = [pair for pair, path in results.items() if arguments.overwrite or not path.exists()]
+    weights = find_weights(arguments.weights) if results else None
+    for pair in [pair for pair in results if pair not in todo]:
+        keep(pair, results[pair], made_with(pair, weights, arguments), tally)
     reporter = start_report(arguments)
     if todo:
-        reconstruct_pairs(todo, arguments, tally, reporter)
+        reconstruct_pairs({pair: results[pair] for pair in todo}, weights, arguments, tally, reporter)
     if reporter and (results or tally.failed):
         for pair in [pair for pair, path in results.items() if pair not in todo and reporter.lacks(path)]:
             reporter.draw(results[pair], pair.t1, pair.t2)
         reporter.finish(tally.sentences)
 
 
-def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tally: Tally, reporter) -> None:
+def keep(pair: Pair, result: Path, making: dict, tally: Tally) -> None:
+    """Count a result that is there as kept if the same would be made again, as failed if not."""
+    if differing := differences(result, making):
+        told = f"{result} is there, but was made with {', '.join(differing)}; give --overwrite to make it anew."
+        tally.fail(pair.name, BabyAIError(told))
+    else:
+        tally.kept += 1
+
+
+def made_with(pair: Pair, weights: Path, arguments: argparse.Namespace) -> dict:
+    """Entries of a result's JSON sidecar: all that decides what it is."""
+    settings = {"Device": arguments.device, "Precision": arguments.precision, "Uncertainty": arguments.uncertainty}
+    if arguments.space:
+        settings |= {"Space": arguments.space, "VoxelSize": arguments.voxel_size, **stated_slices(arguments)}
+    return {
+        "Inputs": inputs_of(pair.t2, pair.t1),
+        "Weights": {"Name": str(arguments.weights), "SHA256": digest(weights)},
+        "Settings": settings,
+    }
+
+
+def reconstruct_pairs(
+    todo: dict[Pair, Path], weights_path: Path, arguments: argparse.Namespace, tally: Tally, reporter
+) -> None:
     """Read each pair, reconstruct it, and write its result; files are read ahead and written behind."""
     check_writable(folder_of_results(arguments))
     # Imported here, so that a wrong call is told without waiting for torch.
@@ -75,7 +103,7 @@ def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tal
     from func.networks.weights import load_weights
     from func.reconstruction.reconstructor import Reconstructor
 
-    weights = load_weights(find_weights(arguments.weights))
+    weights = load_weights(weights_path)
     if arguments.space and weights.recipe == "babyai":
         raise BabyAIError("The published weights need scans on the atlas grid; run scripts/preprocessing.py.")
 
@@ -98,23 +126,28 @@ def reconstruct_pairs(todo: dict[Pair, Path], arguments: argparse.Namespace, tal
             windows.total, windows.n = total, done
             windows.refresh()
 
+        raw = raw_settings(arguments)
         reconstructor = Reconstructor(weights, arguments.device, arguments.precision, arguments.uncertainty, progress)
         for pair, reading in read_ahead(todo, read_case):
             try:
                 case = reading.result()
-                if arguments.space:
-                    case = replace(case, sidecar=case.sidecar | stated_slices(arguments))
+                if raw:
+                    case = with_stated_slices(case, arguments)
                 else:
                     check_grids(case, atlas=weights.recipe == "babyai")
                 with report_out_of_memory(pair.name):
-                    result = reconstructor.reconstruct(case, arguments.space)
-                writer.submit(pair, save_result, pair, todo[pair], case, result, weights, arguments, reporter)
+                    result = reconstructor.reconstruct(case, raw)
+                making = made_with(pair, weights_path, arguments)
+                making["Weights"]["Recipe"] = weights.recipe
+                writer.submit(pair, save_result, pair, todo[pair], case, result, making, arguments, reporter)
             except Exception as error:
                 failed(pair, error)
             scans.update()
 
 
-def save_result(pair: Pair, path: Path, case, result, weights, arguments: argparse.Namespace, reporter) -> None:
+def save_result(
+    pair: Pair, path: Path, case: Case, result, making: dict, arguments: argparse.Namespace, reporter
+) -> None:
     """Write all that belongs to a result: the volume with its sidecar, the maps asked for, the figure.
 
     Raises:
@@ -122,16 +155,14 @@ def save_result(pair: Pair, path: Path, case, result, weights, arguments: argpar
     """
     from func.reports.results import describe, save
 
-    made_with = {
-        "Weights": {"Name": str(arguments.weights), "Recipe": weights.recipe, "SHA256": weights.sha256},
-        "Settings": {"Device": arguments.device, "Precision": arguments.precision},
-    }
-    sidecar = describe(case, result, named_sources(pair, arguments), made_with)
+    sidecar = describe(case, result, named_sources(pair, arguments), making)
     if arguments.uncertainty and arguments.weights != "bundled":
         sidecar["Warnings"].append(
             "The uncertainty was calibrated for the bundled weights; scripts/evaluate.py tells how well it holds."
         )
-    save(path, result, sidecar, arguments.residual_map)
+    for sentence in sidecar["Warnings"][len(case.warnings) + len(result.warnings) :]:
+        warn(f"{pair.name}: {sentence}")
+    save(path, case, result, sidecar, arguments.residual_map)
     if reporter:
         reporter.draw(path, case.t1, case.t2, result.image, result.uncertainty)
 
@@ -142,7 +173,7 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
     Raises:
         BabyAIError: there is no such folder, nothing in it, or two results would go to one place.
     """
-    if arguments.t1:
+    if arguments.t2:
         return {Pair("", arguments.t1, arguments.t2, stem_of(arguments.t2)): arguments.output}
     pairs, errors = find_pairs(arguments.data_dir)
     part, count = arguments.shard
@@ -161,13 +192,13 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
     return results
 
 
-def named_sources(pair: Pair, arguments: argparse.Namespace) -> tuple[str, str]:
+def named_sources(pair: Pair, arguments: argparse.Namespace) -> list[str]:
     """T2w and T1w as a result's sidecar names them: relative to the data folder, in a BIDS dataset as BIDS URIs."""
-    if arguments.t1:
-        return pair.t2.as_posix(), pair.t1.as_posix()
+    paths = [path for path in (pair.t2, pair.t1) if path]
+    if arguments.t2:
+        return [path.as_posix() for path in paths]
     prefix = "bids:raw:" if arguments.bids else ""
-    t2, t1 = (prefix + path.relative_to(arguments.data_dir).as_posix() for path in (pair.t2, pair.t1))
-    return t2, t1
+    return [prefix + path.relative_to(arguments.data_dir).as_posix() for path in paths]
 
 
 def stated_slices(arguments: argparse.Namespace) -> dict:
@@ -180,6 +211,27 @@ def stated_slices(arguments: argparse.Namespace) -> dict:
     return {key: value for key, value in stated.items() if value is not None}
 
 
+def with_stated_slices(case: Case, arguments: argparse.Namespace) -> Case:
+    """A raw case with the slices that the command line states; a spacing so given corrects the header."""
+    from func.slices.geometry import stack_geometry, with_spacing
+
+    case = replace(case, sidecar=case.sidecar | stated_slices(arguments))
+    if not arguments.spacing:
+        return case
+    direction = {key: value for key, value in case.sidecar.items() if key == "SliceEncodingDirection"}
+    axis, *_ = stack_geometry(case.t2, direction)
+    return replace(case, t2=with_spacing(case.t2, axis, arguments.spacing))
+
+
+def raw_settings(arguments: argparse.Namespace):
+    """How raw scans are to be reconstructed; None where the scans lie on one grid."""
+    from func.reconstruction.acquired import RawSettings
+
+    if not arguments.space:
+        return None
+    return RawSettings(arguments.space, arguments.voxel_size, arguments.min_similarity)
+
+
 def start_report(arguments: argparse.Namespace):
     """What keeps the report on the folder of the results, or None with ``--no-report``."""
     if not arguments.report:
@@ -188,13 +240,13 @@ def start_report(arguments: argparse.Namespace):
 
     part, count = arguments.shard
     # Tells runs on one folder apart.
-    name = stem_of(arguments.output) if arguments.t1 else f"{part + 1}of{count}"
+    name = stem_of(arguments.output) if arguments.t2 else f"{part + 1}of{count}"
     return Reporter(folder_of_results(arguments), name, lambda sentence: tqdm.write(sentence, file=sys.stderr))
 
 
 def folder_of_results(arguments: argparse.Namespace) -> Path:
     """The folder that results and report go to."""
-    return arguments.output.parent if arguments.t1 else arguments.output_dir
+    return arguments.output.parent if arguments.t2 else arguments.output_dir
 
 
 def check_writable(folder: Path) -> None:
@@ -234,10 +286,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     raw = parser.add_argument_group("raw scans, one pair or a folder of them")
     raw.add_argument(
         "--space",
-        choices=("1mm", "t1"),
+        choices=("1mm", "t1", "t2"),
         default=SPACE,
-        help="the scans are raw: register them, and give the result in the T1w's frame at 1 mm, or on the T1w's own "
-        "grid (default: 1mm for one pair; the scans of a folder lie on one grid)",
+        help="the scans are raw: register them, and give the result in the T1w's frame, on the T1w's own grid, or in "
+        "the T2w's frame (default: 1mm for one infant; the scans of a folder lie on one grid)",
+    )
+    raw.add_argument(
+        "--voxel-size",
+        type=voxel_size,
+        default=VOXEL_SIZE,
+        metavar="MM|in-plane",
+        help="of the result; below 1 it keeps the finer detail that the slices hold in-plane (default: %(default)s)",
+    )
+    raw.add_argument(
+        "--min-similarity",
+        type=float,
+        default=MIN_SIMILARITY,
+        metavar="S",
+        help="refuse T1w and T2w that are less similar once registered (default: refuse only failed registrations)",
     )
     raw.add_argument("--thickness", type=positive, metavar="MM", help="slice thickness (default: sidecar, then header)")
     raw.add_argument("--spacing", type=positive, metavar="MM", help="distance of slice centres (default: header)")
@@ -268,25 +334,31 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "from four runs of the network, whose mean the result then is",
     )
     arguments = parser.parse_args(argv)
-    if arguments.t1:
-        arguments.space = arguments.space or "1mm"
+    if arguments.t2:
+        arguments.space = arguments.space or ("1mm" if arguments.t1 else "t2")
     check_arguments(parser, arguments)
     return arguments
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Exit with code 2 and one sentence where the arguments contradict each other."""
-    one = [arguments.t1, arguments.t2, arguments.output]
-    if any(one) and not all(one):
-        parser.error("a raw pair needs all three of --t1, --t2 and --output")
+    one = [arguments.t2, arguments.output]
+    if any([arguments.t1, *one]) and not all(one):
+        parser.error("a raw infant needs --t2 and --output, and --t1 where there is a T1w")
+    if arguments.t2 and not arguments.t1 and arguments.space != "t2":
+        parser.error(f"--space {arguments.space} is the T1w's, and there is none; leave it out, or give --t1")
+    if arguments.space == "t1" and arguments.voxel_size != VOXEL_SIZE:
+        parser.error("--voxel-size is for --space 1mm and t2; --space t1 has the T1w's own voxels")
+    if not arguments.space and arguments.voxel_size != VOXEL_SIZE:
+        parser.error("--voxel-size is for raw scans (--t2 and --output, or --space)")
     if arguments.uncertainty and arguments.weights == "babyai":
         parser.error("--uncertainty was calibrated for the bundled weights, not for the published ones")
     if arguments.space and arguments.weights == "babyai":
         parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not raw ones")
     if not arguments.space and any((arguments.thickness, arguments.spacing, arguments.profile)):
-        parser.error("--thickness, --spacing and --profile are for raw scans (--t1, --t2 and --output, or --space)")
+        parser.error("--thickness, --spacing and --profile are for raw scans (--t2 and --output, or --space)")
     if arguments.residual_map and not all(one):
-        parser.error("--residual-map is for one raw pair (--t1, --t2, --output)")
+        parser.error("--residual-map is for one raw infant (--t2, --output)")
     if arguments.bids and not any(one) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
         parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
     check_outputs(parser, [arguments.t1, arguments.t2], [arguments.output, arguments.residual_map])
@@ -310,6 +382,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (part.isdigit() and count.isdigit() and 1 <= int(part) <= int(count)):
         raise argparse.ArgumentTypeError(f"'{text}' is not a part like 1/4")
     return int(part) - 1, int(count)
+
+
+def voxel_size(text: str) -> float | str:
+    """A voxel size in mm, or ``in-plane``."""
+    return text if text == "in-plane" else positive(text)
 
 
 def positive(text: str) -> float:

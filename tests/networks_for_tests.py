@@ -21,8 +21,8 @@ def weights_of(network):
     return SimpleNamespace(recipe="compact", network=network.eval(), sha256="0" * 64)
 
 
-def reconstruct(t1, t2, weights, geometry=None, sidecar=None, space=None, **settings):
+def reconstruct(t1, t2, weights, geometry=None, sidecar=None, raw=None, **settings):
     """The reconstruction of one case whose sidecar states a slice geometry; settings are the Reconstructor's."""
     if geometry:
         sidecar = geometry.to_sidecar(float(nib.affines.voxel_sizes(t2.affine)[geometry.axis]))
-    return Reconstructor(weights, **settings).reconstruct(Case(t1, t2, sidecar or {}), space)
+    return Reconstructor(weights, **settings).reconstruct(Case.of(t1, t2, sidecar), raw)

@@ -36,10 +36,10 @@ def write_subject(folder: Path, label: str, seed: int = 0, acq: str = "") -> Pat
     return t2
 
 
-def doubled(case, space):
+def doubled(case, raw=None):
     """What `Reconstructor.reconstruct` gives back, with the T2w doubled for a reconstruction."""
     image = nifti.image_of(2 * nifti.array_of(case.t2), case.t2.affine, case.t2)
-    return SimpleNamespace(image=image, report={}, residual=None, uncertainty=None)
+    return SimpleNamespace(image=image, report={}, warnings=(), residual=None, uncertainty=None)
 
 
 def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
@@ -49,15 +49,15 @@ def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
         def __init__(self, weights, device, precision, uncertainty, progress):
             self._progress = progress
 
-        def reconstruct(self, case, space=None):
+        def reconstruct(self, case, raw=None):
             self._progress(1, 1)
-            return reconstruct(case, space)
+            return reconstruct(case, raw)
 
     names = ("networks.devices", "networks.weights", "reconstruction.reconstructor", "reports.quality", "reports.page")
     modules = {f"func.{name}": ModuleType(f"func.{name}") for name in names}
     devices, weights, reconstruction, quality, page = modules.values()
     devices.report_out_of_memory = contextlib.nullcontext
-    weights.load_weights = lambda path: SimpleNamespace(recipe="compact", sha256="0" * 64)
+    weights.load_weights = lambda path: SimpleNamespace(recipe="compact")
     reconstruction.Reconstructor, reconstruction.Reconstruction = Reconstructor, SimpleNamespace
     quality.quality_of, quality.is_stripped = lambda t1, t2, report: ({}, []), lambda image: True
     page.Reporter = lambda *_: None
@@ -84,7 +84,7 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
             os.truncate(path, path.stat().st_size // 2)
             kill()
 
-    def reconstruct(case, space):
+    def reconstruct(case, raw):
         if name in case.t2.get_filename():
             if where == "computing":
                 kill()
@@ -94,7 +94,7 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
                     time.sleep(0.05)
             elif where == "removing":
                 shutil.rmtree(arguments[arguments.index("--output-dir") + 1], ignore_errors=True)
-        return doubled(case, space)
+        return doubled(case, raw)
 
     if where == "reading":
         nifti._read_header = read_and_die
@@ -108,5 +108,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     where, name, *arguments = sys.argv[1:]
     stop_at(where, name, arguments)
-    inference.find_weights = Path
+    inference.find_weights = lambda choice: Path(__file__)
     sys.exit(inference.main(arguments))

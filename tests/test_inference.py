@@ -19,6 +19,7 @@ import stand_in
 from func.networks.devices import report_out_of_memory
 from func.scans.files import save_json
 from func.scans.nifti import image_of, save_volume
+from func.scans.provenance import digest
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry, acquire, upsample
 from stand_in import SHAPE, write_subject
@@ -31,7 +32,7 @@ AXIAL_4_MM = SliceGeometry(axis=2, thickness=4, spacing=4, first_center=2.0, cou
 def stand_in_network(monkeypatch):
     for name, module in stand_in.stand_in_modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", Path)
+    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
 
 
 @pytest.fixture
@@ -68,9 +69,10 @@ def test_each_t2w_gets_its_result_and_sidecar_in_its_own_subfolder(data, tmp_pat
     np.testing.assert_array_equal(image.get_fdata(), 2 * source.get_fdata())
     sidecar = json.loads(result.with_name(result.name.replace(".nii.gz", ".json")).read_text())
     assert sidecar["Sources"] == ["sub-1/sub-1_acq-axial4mm_T2w.nii.gz", "sub-1/sub-1_T1w.nii.gz"]
-    assert sidecar["Weights"] == {"Name": "bundled", "Recipe": "compact", "SHA256": "0" * 64}
+    assert sidecar["Weights"] == {"Name": "bundled", "SHA256": digest(Path(stand_in.__file__)), "Recipe": "compact"}
     assert {"BABY-AI", "python", "torch", "nibabel"} <= set(sidecar["Versions"])
-    assert sidecar["Settings"] == {"Device": "auto", "Precision": "auto"}
+    assert sidecar["Settings"] == {"Device": "auto", "Precision": "auto", "Uncertainty": False}
+    assert set(sidecar["Inputs"]) == {"T1w", "T2w", "T2wSidecar"}
 
 
 def test_results_are_kept_unless_overwrite(data, tmp_path, infer):
@@ -126,10 +128,10 @@ def test_rounded_affines_are_no_error(data, infer):
 
 
 def test_an_error_of_ours_fails_one_scan_and_shows_where(data, infer, monkeypatch):
-    def faulty(self, case, space):
+    def faulty(self, case, raw):
         if "sub-2" in case.t2.get_filename():
             raise ZeroDivisionError
-        return stand_in.doubled(case, space)
+        return stand_in.doubled(case, raw)
 
     monkeypatch.setattr(sys.modules["func.reconstruction.reconstructor"].Reconstructor, "reconstruct", faulty)
     code, out, err = infer()
@@ -170,9 +172,9 @@ def test_slurm_does_not_decide_what_is_done(data, infer, monkeypatch, task):
     [
         (["--shard", "0/3"], "not a part like"),
         (["--shard", "4/3"], "not a part like"),
-        (["--t1", "a.nii.gz"], "all three"),
+        (["--t1", "a.nii.gz"], "needs --t2 and --output"),
         (["--thickness", "4"], "raw scans"),
-        (["--space", "t1", "--residual-map", "r.nii"], "one raw pair"),
+        (["--space", "t1", "--residual-map", "r.nii"], "one raw infant"),
         (["--space", "t1", "--weights", "babyai"], "atlas grid"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.img"], "must end in"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "./b.nii"], "overwrite an input"),
@@ -199,9 +201,9 @@ def test_a_folder_without_pairs_is_a_wrong_call(tmp_path, infer):
 def test_a_raw_pair(data, tmp_path, stand_in_network, monkeypatch, capsys):
     asked = {}
 
-    def reconstruct(self, case, space):
-        asked.update(space=space, sidecar=case.sidecar)
-        return stand_in.doubled(case, space)
+    def reconstruct(self, case, raw):
+        asked.update(space=raw.space, sidecar=case.sidecar)
+        return stand_in.doubled(case, raw)
 
     monkeypatch.setattr(sys.modules["func.reconstruction.reconstructor"].Reconstructor, "reconstruct", reconstruct)
     (data / "sub-1" / "sub-1_T2w.json").write_text('{"SliceThickness": 3, "MRAcquisitionType": "2D"}')
@@ -222,9 +224,9 @@ def test_a_raw_pair(data, tmp_path, stand_in_network, monkeypatch, capsys):
 def test_a_folder_of_raw_scans(data, tmp_path, infer, monkeypatch):
     asked = []
 
-    def reconstruct(self, case, space):
-        asked.append((space, case.sidecar.get("SliceThickness")))
-        result = stand_in.doubled(case, space)
+    def reconstruct(self, case, raw):
+        asked.append((raw.space, case.sidecar.get("SliceThickness")))
+        result = stand_in.doubled(case, raw)
         result.report["Registration"] = {"T1wToT2w": np.eye(4).tolist()}
         return result
 

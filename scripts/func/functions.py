@@ -6,11 +6,14 @@ brought together here.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 
 from func.errors import BabyAIError
 from func.networks.weights import Weights, load_weights
 from func.phantom import infant_brain
+from func.reconstruction.acquired import RawSettings
 from func.reconstruction.reconstructor import Progress, Reconstruction, Reconstructor
 from func.reports.figures import differences, three_planes, zoom
 from func.reports.scores import brain_mask, score_brain
@@ -71,7 +74,7 @@ def load_network(choice: str = "bundled") -> Weights:
 
 
 def reconstruct(
-    t1: nib.Nifti1Image,
+    t1: nib.Nifti1Image | None,
     t2: nib.Nifti1Image,
     weights: Weights,
     sidecar: dict | None = None,
@@ -82,15 +85,17 @@ def reconstruct(
     """The isotropic T2w of one infant, as inference.py makes it, on the device that is there.
 
     Args:
-        t1, t2: images as :func:`read_volume` gives them.
+        t1, t2: images as :func:`read_volume` gives them; the T1w may be None.
         weights: as :func:`load_network` gives them.
         sidecar: the BIDS entries of the T2w (:func:`read_sidecar`): slice thickness, spacing and direction.
-        space: None for scans on one grid of 1 mm voxels; ``1mm`` or ``t1`` for scans as they were acquired.
+        space: None for scans on one grid of 1 mm voxels; ``1mm``, ``t1`` or ``t2`` for scans as they were acquired.
         progress: called with (windows done, windows in all).
         uncertainty: also map where not to trust the result.
 
     Raises:
         BabyAIError: the scans do not go together, or not with the weights; the sentence says what to do.
     """
+    case = Case.of(t1, t2, sidecar)
     reconstructor = Reconstructor(weights, uncertainty=uncertainty, progress=progress)
-    return reconstructor.reconstruct(Case(t1, t2, sidecar or {}), space)
+    result = reconstructor.reconstruct(case, RawSettings(space) if space else None)
+    return replace(result, image=case.in_file_units(result.image))

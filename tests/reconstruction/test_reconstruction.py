@@ -12,10 +12,10 @@ from func.networks.devices import choose_device
 from func.networks.guidance import CHANNELS, network_inputs
 from func.networks.weights import build_network
 from func.phantom import infant_brain
-from func.reconstruction import working_grid
+from func.reconstruction import acquired
+from func.reconstruction.acquired import RawSettings, t1_frame
 from func.reconstruction.consistency import damping_for, noise_of
 from func.reconstruction.reconstructor import Reconstructor
-from func.reconstruction.working_grid import t1_frame
 from func.scans.registration import Registration
 from func.slices.geometry import SliceGeometry, acquire, upsample
 from networks_for_tests import Unchanged, reconstruct, weights_of
@@ -213,7 +213,7 @@ class TestRawMode:
     def without_registration(self, monkeypatch):
         """Scans that did not move: registration has its own tests."""
         still = Registration(np.eye(4), 0.5, 0.4, 0.8, 1.0)
-        monkeypatch.setattr(working_grid, "register_rigid", lambda *args, **kwargs: still)
+        monkeypatch.setattr(acquired, "register_rigid", lambda *args, **kwargs: still)
 
     @pytest.mark.parametrize("left_handed", [False, True])
     @pytest.mark.parametrize("axis", [0, 2])
@@ -229,7 +229,7 @@ class TestRawMode:
         center = nib.affines.apply_affine(AFFINE, (np.array(SHAPE) - 1) / 2)
         oblique[:3, 3] = center - oblique[:3, :3] @ ((shape - 1) / 2)
         blobs = _stack_of_blobs(points, oblique, shape, axis)
-        result = reconstruct(t1, nib.Nifti1Image(blobs, oblique), weights_of(Unchanged()), space="1mm")
+        result = reconstruct(t1, nib.Nifti1Image(blobs, oblique), weights_of(Unchanged()), raw=RawSettings())
         assert result.image.shape == SHAPE
         np.testing.assert_allclose(result.image.affine, AFFINE)
         found = np.asarray(result.image.dataobj)
@@ -246,23 +246,23 @@ class TestRawMode:
         geometry = SliceGeometry.fitting(2, SHAPE[2], 4)
         off = nib.affines.from_matvec(np.eye(3), [1.4, 0, -1])
         stack = nib.Nifti1Image(acquire(np.asarray(t2.dataobj), geometry), off @ geometry.affine_in(AFFINE))
-        result = reconstruct(t1, stack, weights_of(Unchanged()), space="1mm")
+        result = reconstruct(t1, stack, weights_of(Unchanged()), raw=RawSettings())
         np.testing.assert_allclose(result.report["Registration"]["T1wToT2w"], off, atol=0.3)
         assert result.report["Checks"]["T1wOffset"] < 0.5
 
     def test_the_result_lies_in_the_frame_of_the_t1(self):
         affine = nib.affines.from_matvec(_rotation(20) @ np.diag([0.8, 0.8, 0.8]), [3, -4, 5])
         t1 = nib.Nifti1Image(np.zeros((50, 60, 70), np.float32), affine)
-        shape, frame = t1_frame(t1, "1mm")
+        shape, frame = t1_frame(t1, 1.0)
         assert shape == (40, 48, 56)
         np.testing.assert_allclose(nib.affines.voxel_sizes(frame), 1)
         centers = [nib.affines.apply_affine(a, (np.array(n) - 1) / 2) for a, n in ((affine, t1.shape), (frame, shape))]
         np.testing.assert_allclose(*centers, atol=1e-9)
-        assert t1_frame(t1, "t1") == (t1.shape, t1.affine) or np.array_equal(t1_frame(t1, "t1")[1], affine)
+        assert t1_frame(t1, None)[0] == t1.shape and np.array_equal(t1_frame(t1, None)[1], affine)
 
     def test_published_weights_are_refused(self, head):
         with pytest.raises(BabyAIError, match="atlas grid"):
-            reconstruct(*head, SimpleNamespace(recipe="babyai", network=Unchanged()), space="1mm")
+            reconstruct(*head, SimpleNamespace(recipe="babyai", network=Unchanged()), raw=RawSettings())
 
 
 def test_unknown_devices_are_refused():

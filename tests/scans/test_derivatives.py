@@ -25,7 +25,7 @@ def dataset(tmp_path, monkeypatch):
     """Raw data of two infants, one in sessions and one in no BIDS folder, and what --bids makes of them."""
     for name, module in stand_in.stand_in_modules().items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", Path)
+    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
     raw, output = tmp_path / "raw", tmp_path / "derivatives" / "baby-ai"
     write_subject(raw / "sub-01" / "ses-1" / "anat", "01_ses-1", acq="acq-axial4mm_")
     write_subject(raw, "02", seed=1)
@@ -61,14 +61,14 @@ def test_with_maps_of_uncertainty_too(tmp_path, monkeypatch):
     if VALIDATOR is None:
         pytest.skip("bids-validator-deno is not installed (pip install bids-validator-deno)")
 
-    def reconstruct(case, space):
-        result = stand_in.doubled(case, space)
+    def reconstruct(case, raw):
+        result = stand_in.doubled(case, raw)
         result.uncertainty = case.t2
         return result
 
     for name, module in stand_in.stand_in_modules(reconstruct).items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", Path)
+    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
     write_subject(tmp_path / "raw", "02")
     output = tmp_path / "derivatives"
     arguments = ["--data-dir", str(tmp_path / "raw"), "--output-dir", str(output), "--bids", "--uncertainty"]

@@ -5,6 +5,7 @@ Arrays have the slices stacked along the last axis, in network units (air 0, the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from scipy import ndimage
 from func.slices.geometry import SliceGeometry, acquire, make_consistent, slice_matrix, upsample
 
 HEAD = 0.02  # what is brighter is head
+_DARK = 0.05  # what is brighter is head for sure
+_LEAST_BRIGHTNESS = 0.55  # of that of the slices beside it
 _FAINT_ERROR = 0.004  # what the network gets wrong even where there is nothing to add
 
 
@@ -48,7 +51,11 @@ class Agreement:
 
 
 def agree_with_slices(
-    estimate: np.ndarray, upsampled: np.ndarray, slices: np.ndarray, geometry: SliceGeometry
+    estimate: np.ndarray,
+    upsampled: np.ndarray,
+    slices: np.ndarray,
+    geometry: SliceGeometry,
+    left_out: Sequence[int] = (),
 ) -> tuple[np.ndarray, Agreement]:
     """The network's estimate, made to agree with the measured slices as far as their noise allows.
 
@@ -57,10 +64,15 @@ def agree_with_slices(
         upsampled: the slices, cubic up-sampled to the same grid: what is kept where the network has nothing to add.
         slices: the measured slices, shape (X, Y, geometry.count).
         geometry: of the slices, along axis 2.
+        left_out: numbers of slices that are not to be agreed with.
 
     Returns:
         The volume, shape (X, Y, Z), and how it agrees.
     """
+    if left_out:
+        # What the estimate shows there already asks for no correction.
+        slices = slices.copy()
+        slices[..., list(left_out)] = acquire(estimate, geometry)[..., list(left_out)]
     head, noise = slices > HEAD, noise_of(slices)
     before = slices - acquire(estimate, geometry)
     damping = damping_for(before[head], noise, geometry, estimate.shape[2])
@@ -84,6 +96,30 @@ def noise_of(slices: np.ndarray) -> float:
     local = ndimage.uniform_filter(response, (7, 7, 1))[head]
     # For Gaussian noise the mean of |response| is 0.798 sigma, and the 5th percentile of its local means 0.715 of that.
     return float(np.percentile(local, 5) / (0.798 * 0.715))
+
+
+def bad_slices(slices: np.ndarray) -> list[int]:
+    """Numbers, from 0, of slices that are black, or far darker or brighter than their neighbours.
+
+    Each slice's mean over where slices to both of its sides show a head is compared with the median of theirs, two to
+    each side. Slices at the head's ends, where that is less than a tenth of the largest slice, are not judged.
+
+    Args:
+        slices: shape (X, Y, count).
+    """
+    heads = slices > _DARK
+    areas = heads.sum(axis=(0, 1))
+    found = []
+    for number in range(1, slices.shape[2] - 1):
+        below = list(range(max(number - 2, 0), number))
+        above = list(range(number + 1, min(number + 3, len(areas))))
+        beside, both = below + above, heads[..., below].any(axis=2) & heads[..., above].any(axis=2)
+        if both.sum() < 0.1 * areas.max():
+            continue
+        around = float(np.median(slices[both][:, beside].mean(axis=0)))
+        if not _LEAST_BRIGHTNESS < float(slices[both][:, number].mean()) / around < 1 / _LEAST_BRIGHTNESS:
+            found.append(number)
+    return found
 
 
 def damping_for(residual: np.ndarray, noise: float, geometry: SliceGeometry, length: int) -> float:

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from func.errors import warn
 from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
-from func.reconstruction.working_grid import WorkingCase, silence
+from func.reconstruction.consistency import bad_slices
+from func.reconstruction.working import WorkingCase, silence
 from func.scans.head import box_around
 from func.scans.intensity import Scale, zero_based_scale
-from func.slices.geometry import SliceGeometry
+from func.slices.geometry import SliceGeometry, upsample
 
 MARGIN = 6  # voxels of air kept around the head
+_FAR = 10  # voxels from the T2w's head: there the T1w should show air
+_NOISY = 0.1  # of the T1w's range, its mean there
+_ALIKE = 0.5  # correlation of neighbouring voxels there: less is noise, more is skin and skull
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,17 @@ class Head:
         box: where this part lies in the working grid.
         scale: from the T2w's own intensities to network units.
         t1_offset: how many voxels the T1w lay off the T2w; None where the slices are not known.
+        left_out: numbers of slices, counted from 0, that are black or far too dark or bright.
     """
 
-    t1: np.ndarray
+    t1: np.ndarray | None
     t2: np.ndarray
     slices: np.ndarray | None
     geometry: SliceGeometry | None
     box: tuple[slice, slice, slice]
     scale: Scale
     t1_offset: float | None = None
+    left_out: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, working: WorkingCase) -> Head:
@@ -44,19 +51,32 @@ class Head:
         Raises:
             BabyAIError: one of the scans has no voxel above zero.
         """
-        t1_scale, scale = zero_based_scale(working.t1), zero_based_scale(working.t2)
-        occupied = [(np.abs(scan) > 0.01 * np.abs(scan).max()).any(axis=2) for scan in (working.t1, working.t2)]
-        box = (*box_around(occupied[0] | occupied[1], MARGIN), slice(None))
-        t1 = t1_scale.apply(working.t1[box]).astype(np.float32)
+        scale = zero_based_scale(working.t2)
+        scans = [scan for scan in (working.t1, working.t2) if scan is not None]
+        occupied = np.any([(np.abs(scan) > 0.01 * np.abs(scan).max()).any(axis=2) for scan in scans], axis=0)
+        box = (*box_around(occupied, MARGIN), slice(None))
         t2 = scale.apply(working.t2[box]).astype(np.float32)
+        t1 = None
+        if working.t1 is not None:
+            t1 = zero_based_scale(working.t1).apply(working.t1[box]).astype(np.float32)
+            t1 = _without_noise_in_air(t1, t2)
         if working.geometry is None:
             return cls(t1, t2, None, None, box, scale)
         slices = scale.apply(working.slices[box]).astype(np.float32)
-        shift = t1_offset(t1, slices, working.geometry)
-        distance = round(float(np.linalg.norm(shift)), 2)
-        if distance > LARGEST_T1_OFFSET:
-            t1 = silence(ndimage.shift(t1, shift, order=3))
-        return cls(t1, t2, slices, working.geometry, box, scale, distance)
+        left_out = bad_slices(slices)
+        if left_out:
+            mended = _bridged(slices, left_out)
+            t2 += upsample(mended - slices, working.geometry, t2.shape[2])
+            slices = mended
+            numbers = ", ".join(map(str, left_out))
+            warn(f"Slices {numbers} (counted from 0) are far darker or brighter than their neighbours; left out.")
+        distance = None
+        if t1 is not None:
+            shift = t1_offset(t1, slices, working.geometry)
+            distance = round(float(np.linalg.norm(shift)), 2)
+            if distance > LARGEST_T1_OFFSET:
+                t1 = silence(ndimage.shift(t1, shift, order=3))
+        return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out))
 
     def volume(self, values: np.ndarray, working: WorkingCase) -> np.ndarray:
         """The finished volume of the whole working grid, in the T2w's intensities, from its values in the head.
@@ -76,3 +96,31 @@ class Head:
         result = np.zeros(shape, np.float32)
         result[self.box] = values * (self.scale.high - self.scale.low)
         return result
+
+
+def _bridged(slices: np.ndarray, left_out: list[int]) -> np.ndarray:
+    """The slices with those left out interpolated linearly between the nearest others."""
+    good = np.setdiff1d(np.arange(slices.shape[2]), left_out)
+    mended = slices.copy()
+    for number in left_out:
+        below, above = good[good < number], good[good > number]
+        low, high = (below[-1] if len(below) else above[0]), (above[0] if len(above) else below[-1])
+        share = (number - low) / (high - low) if high > low else 0.0
+        mended[..., number] = (1 - share) * slices[..., low] + share * slices[..., high]
+    return mended
+
+
+def _without_noise_in_air(t1: np.ndarray, t2: np.ndarray) -> np.ndarray:
+    """The T1w without the bright noise that an MP2RAGE scan has where there is no head; any other is left as it is."""
+    head = ndimage.binary_fill_holes(ndimage.binary_opening(t2[::2, ::2, ::2] > 0.1))
+    far = ndimage.distance_transform_edt(~head) > _FAR / 2 if head.any() else ~head
+    noise = t1[::2, ::2, ::2][: far.shape[0], : far.shape[1], : far.shape[2]]
+    pairs = far[1:] & far[:-1]
+    if pairs.sum() < 1000 or noise[far].mean() < _NOISY:
+        return t1
+    one, other = noise[1:][pairs], noise[:-1][pairs]
+    if one.std() == 0 or np.corrcoef(one, other)[0, 1] > _ALIKE:
+        return t1
+    warn("The T1w is full of noise where the T2w shows air, as an MP2RAGE scan is; it was set to 0 there.")
+    whole = np.repeat(np.repeat(np.repeat(far, 2, 0), 2, 1), 2, 2)[: t1.shape[0], : t1.shape[1], : t1.shape[2]]
+    return np.where(whole, 0, t1).astype(np.float32)

@@ -7,22 +7,23 @@ made to agree with the measured slices; and it is put back where the user wants 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 import torch
 
-from func.errors import BabyAIError
+from func.errors import BabyAIError, collect_warnings
 from func.networks.compact import MULTIPLE
 from func.networks.devices import choose_device
 from func.networks.guidance import network_inputs
 from func.networks.patches import count_patches, run_patches
 from func.networks.weights import Weights
+from func.reconstruction.acquired import AcquiredCase, RawSettings
 from func.reconstruction.consistency import HEAD, agree_with_slices
 from func.reconstruction.head import MARGIN, Head
+from func.reconstruction.on_grid import case_on_grid
 from func.reconstruction.uncertainty import half_width
-from func.reconstruction.working_grid import working_case
 from func.scans.case import Case
 from func.scans.head import box_around
 from func.scans.intensity import published_normalise, scale_of
@@ -41,6 +42,7 @@ class Reconstruction:
     Attributes:
         image: float32, in the T2w's own intensities.
         report: what was done and found (plain values, for the JSON sidecar).
+        warnings: what was odd, a sentence each.
         residual: measured slices minus those of the result, on the slices' own grid; None without slice geometry.
         uncertainty: where asked for, the half-width of the interval around each voxel that held nine in ten of the
             true values in infants the bundled weights had not seen.
@@ -48,6 +50,7 @@ class Reconstruction:
 
     image: nib.Nifti1Image
     report: dict
+    warnings: tuple[str, ...] = ()
     residual: nib.Nifti1Image | None = None
     uncertainty: nib.Nifti1Image | None = None
 
@@ -95,22 +98,28 @@ class Reconstructor:
         """How often the network runs: once in float32, twice in bfloat16, where it is fast, 4 times for the map."""
         return len(_MIRRORS) if self.uncertainty else 2 if self.precision == "bfloat16" else 1
 
-    def reconstruct(self, case: Case, space: str | None = None) -> Reconstruction:
+    def reconstruct(self, case: Case, raw: RawSettings | None = None) -> Reconstruction:
         """Reconstruct the isotropic T2w of a case.
 
         Args:
-            case: scans on one grid of 1 mm voxels, in any orientation, where ``space`` is None; or else as acquired.
-            space: the grid of the result of scans as acquired: ``1mm`` for the T1w's frame at 1 mm, ``t1`` for the
-                T1w's own grid.
+            case: scans on one grid of 1 mm voxels, in any orientation, where ``raw`` is None; or else as acquired.
+            raw: how to reconstruct scans as acquired.
 
         Raises:
             BabyAIError: the sidecar contradicts the header, the two scans do not show one head, they hold nothing to
                 scale intensities by, or the weights are not for such scans.
         """
-        if self.weights.recipe == "babyai":
-            return self._reconstruct_as_published(case, space)
+        with collect_warnings() as warnings:
+            if self.weights.recipe == "babyai":
+                result = self._reconstruct_as_published(case, raw)
+            else:
+                result = self._reconstruct(case, raw)
+        return replace(result, warnings=tuple(warnings))
+
+    def _reconstruct(self, case: Case, raw: RawSettings | None) -> Reconstruction:
+        """The one path: working grid, network, agreement with the slices, and back."""
         stopwatch = Stopwatch()
-        working = working_case(case, space)
+        working = AcquiredCase(case, raw) if raw else case_on_grid(case)
         stopwatch.lap("WorkingGrid")
         head = Head.of(working)
         inputs = network_inputs(head.t1, head.t2, head.slices, head.geometry)
@@ -119,9 +128,9 @@ class Reconstructor:
         stopwatch.lap("Network")
         volume, residual, checks, damping = estimates.mean(axis=0), None, {}, 0.0
         if head.geometry:
-            volume, agreement = agree_with_slices(volume, head.t2, head.slices, head.geometry)
+            volume, agreement = agree_with_slices(volume, head.t2, head.slices, head.geometry, head.left_out)
             damping = agreement.damping
-            checks = {"T1wOffset": head.t1_offset, **agreement.checks()}
+            checks = {"T1wOffset": head.t1_offset, "SlicesLeftOut": list(head.left_out), **agreement.checks()}
             residual = working.residual_image(head.difference(agreement.after, working.slices.shape))
             stopwatch.lap("Consistency")
         width = None
@@ -130,10 +139,10 @@ class Reconstructor:
                 estimates = np.stack([make_consistent(one, head.slices, head.geometry, damping) for one in estimates])
             width = working.put_map_back(head.difference(half_width(estimates, head.t2 > HEAD), working.t2.shape))
             stopwatch.lap("Uncertainty")
-        image = working.put_back(head.volume(volume, working))
+        image, more = working.finish(head.volume(volume, working), list(head.left_out))
         stopwatch.lap("Result")
-        report = {**working.report, "Checks": checks, "Seconds": stopwatch.seconds, "Computed": self._computed()}
-        return Reconstruction(image, report, residual, width)
+        report = {**working.report, "Checks": checks | more, "Seconds": stopwatch.seconds, "Computed": self._computed()}
+        return Reconstruction(image, report, residual=residual, uncertainty=width)
 
     def propose(self, inputs: np.ndarray) -> np.ndarray:
         """What the compact network makes of a case as it is and seen in mirrors, mirrored back.
@@ -167,12 +176,14 @@ class Reconstructor:
         )
         return result
 
-    def _reconstruct_as_published(self, case: Case, space: str | None) -> Reconstruction:
+    def _reconstruct_as_published(self, case: Case, raw: RawSettings | None) -> Reconstruction:
         """The published procedure: RAS, symmetric zero padding, p1/p99 with clipping, 32^3 patches, stride 16, mean."""
-        if space:
+        if raw:
             raise BabyAIError(
                 "The published weights need the atlas grid; run scripts/preprocessing.py, or --weights bundled."
             )
+        if case.t1 is None:
+            raise BabyAIError("The published weights need a T1w; use --weights bundled.")
         stopwatch = Stopwatch()
         arrays = [array_of(to_ras(image)) for image in (case.t1, case.t2)]
         scale = scale_of(arrays[1])

@@ -20,21 +20,22 @@ from func.scans.nifti import array_of, save_result
 REPO_ROOT = Path(__file__).resolve().parents[3]
 
 
-def describe(case: Case, result: Reconstruction, sources: tuple[str, str], made_with: dict) -> dict:
+def describe(case: Case, result: Reconstruction, sources: list[str], made_with: dict) -> dict:
     """The JSON sidecar of a result: how good its input was, and all that is needed to make it again.
 
     Args:
         case, result: what was reconstructed, and what came of it.
-        sources: the T2w and the T1w as the sidecar should name them.
-        made_with: entries on the weights and the settings.
+        sources: the T2w, and the T1w if there is one, as the sidecar should name them.
+        made_with: entries on the inputs, the weights and the settings.
     """
     quality, warnings = quality_of(case.t1, case.t2, result.report)
+    in_t1_frame = "Registration" in result.report and made_with["Settings"].get("Space") != "t2"
     return {
         "Description": "Isotropic T2w scan reconstructed by BABY-AI",
-        "Sources": list(sources),
-        "SpatialReference": sources[1 if "Registration" in result.report else 0],
+        "Sources": sources,
+        "SpatialReference": sources[1 if in_t1_frame else 0],
         "SkullStripped": is_stripped(case.t2),
-        "Warnings": warnings,
+        "Warnings": [*case.warnings, *result.warnings, *warnings],
         "Quality": quality,
         **made_with,
         "Versions": versions(),
@@ -42,7 +43,7 @@ def describe(case: Case, result: Reconstruction, sources: tuple[str, str], made_
     }
 
 
-def save(path: Path, result: Reconstruction, sidecar: dict, residual_map: Path | None = None) -> None:
+def save(path: Path, case: Case, result: Reconstruction, sidecar: dict, residual_map: Path | None = None) -> None:
     """Write a result, its sidecar and the maps that were asked for.
 
     Raises:
@@ -52,7 +53,7 @@ def save(path: Path, result: Reconstruction, sidecar: dict, residual_map: Path |
         sidecar["Uncertainty"] = _save_uncertainty(path, result, sidecar)
     if residual_map:
         save_result(residual_map, result.residual, {"Description": "Measured slices minus the result's slices"})
-    save_result(path, result.image, sidecar)
+    save_result(path, case.in_file_units(result.image), sidecar)
 
 
 def _save_uncertainty(path: Path, result: Reconstruction, sidecar: dict) -> dict:

@@ -6,24 +6,49 @@ from dataclasses import dataclass, field
 
 import nibabel as nib
 
+from func.errors import collect_warnings, warn
 from func.scans.bids import Pair
-from func.scans.nifti import check_atlas_grid, check_isotropic, check_same_grid, read_volume
+from func.scans.intensity import FROM_ZERO, Level, level_of, without_spikes
+from func.scans.nifti import (
+    array_of,
+    check_atlas_grid,
+    check_isotropic,
+    check_same_grid,
+    image_of,
+    name_of,
+    read_volume,
+)
 from func.scans.sidecars import read_sidecar
 
 
 @dataclass(frozen=True)
 class Case:
-    """The scans of one infant that give one result.
+    """The scans of one infant that give one result, air at intensity 0.
 
     Attributes:
-        t1: the T1w, any orientation.
+        t1: the T1w, any orientation; None where there is none.
         t2: one T2w stack: up-sampled to the T1w's grid, or as it was acquired.
         sidecar: the BIDS entries of the T2w's JSON file.
+        level: the intensity of air in the T2w's file and of the darkest tissue above it, taken off here.
+        warnings: what was odd about the files, a sentence each.
     """
 
-    t1: nib.Nifti1Image
+    t1: nib.Nifti1Image | None
     t2: nib.Nifti1Image
     sidecar: dict = field(default_factory=dict)
+    level: Level = FROM_ZERO
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, sidecar: dict | None = None) -> Case:
+        """A case from images in whatever intensities: air is brought to 0, single far too bright voxels are mended."""
+        with collect_warnings() as warnings:
+            t1, (t2, level) = t1 and _cleaned(t1)[0], _cleaned(t2)
+        return cls(t1, t2, sidecar or {}, level, tuple(warnings))
+
+    def in_file_units(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
+        """A result in the intensities of the T2w's file."""
+        return image_of(self.level.restore(array_of(image)), image.affine, image) if any(self.level) else image
 
 
 def read_case(pair: Pair) -> Case:
@@ -32,7 +57,10 @@ def read_case(pair: Pair) -> Case:
     Raises:
         BabyAIError: one of the three cannot be read.
     """
-    return Case(read_volume(pair.t1), read_volume(pair.t2), read_sidecar(pair.t2))
+    with collect_warnings() as warnings:
+        t1, t2, sidecar = pair.t1 and read_volume(pair.t1), read_volume(pair.t2), read_sidecar(pair.t2)
+    case = Case.of(t1, t2, sidecar)
+    return Case(case.t1, case.t2, case.sidecar, case.level, (*warnings, *case.warnings))
 
 
 def check_grids(case: Case, atlas: bool = False) -> None:
@@ -41,6 +69,25 @@ def check_grids(case: Case, atlas: bool = False) -> None:
     Raises:
         BabyAIError: with what is wrong, and the script that mends it.
     """
-    for image in (case.t2, case.t1):
+    for image in filter(None, (case.t2, case.t1)):
         check_atlas_grid(image) if atlas else check_isotropic(image)
-    check_same_grid(case.t1, case.t2)
+    if case.t1:
+        check_same_grid(case.t1, case.t2)
+
+
+def _cleaned(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, Level]:
+    """A scan with its air at 0 and no spikes, and the intensity that its air had."""
+    array = array_of(image)
+    level = level_of(array)
+    if any(level):
+        warn(f"The intensities of {name_of(image)} do not start at 0 ({level}); it is worked on from 0 upwards.")
+        array = level.remove(array)
+    array, spikes = without_spikes(array)
+    if spikes:
+        warn(f"{spikes} voxels of {name_of(image)} are far brighter than all others, and were replaced by the median "
+             "around them; check how it was exported.")  # fmt: skip
+    if not any(level) and not spikes:
+        return image, level
+    cleaned = image_of(array, image.affine, image)
+    cleaned.file_map["image"].filename = image.get_filename()
+    return cleaned, level

@@ -7,6 +7,7 @@ output goes back to the scan's own numbers afterwards.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,11 @@ from func.errors import BabyAIError
 
 # Keeps the denominator from zero; part of the published normalisation.
 _EPSILON = 1e-6
+_MANY = 0.1  # of the voxels: so many of one value are air
+_SOME = 0.02  # of the voxels: so many darker than air are tissue
+_NEAR_ZERO = 0.03  # of the range of intensities
+_SPIKE = 10.0  # times the 99.9th percentile: brighter than anything in a head
+_MOST_SPIKES = 1e-4  # of the voxels
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,70 @@ def published_normalise(array: np.ndarray) -> np.ndarray:
     Apply it to the padded volume. The clipping flattens whatever is brighter than the 99th percentile.
     """
     return np.clip(scale_of(array).apply(array), 0, 1).astype(np.float32, copy=False)
+
+
+class Level(NamedTuple):
+    """Where the intensities of a scan start.
+
+    Attributes:
+        air: the intensity of air.
+        darkest: how much darker than air the darkest tissue is, where only the head was z-scored; 0 or negative.
+    """
+
+    air: float = 0.0
+    darkest: float = 0.0
+
+    def remove(self, array: np.ndarray) -> np.ndarray:
+        """Bring air to 0 and tissue above it."""
+        lifted = array - np.float32(self.air)
+        return np.where(lifted == 0, 0, lifted - np.float32(self.darkest)) if self.darkest else lifted
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """The inverse; what is about as dark as air becomes air."""
+        if self.darkest:
+            array = np.where(array < _NEAR_ZERO * -self.darkest, 0, array + np.float32(self.darkest))
+        return array + np.float32(self.air)
+
+    def __str__(self) -> str:
+        tissue = f", tissue goes down to {self.air + self.darkest:.4g}" if self.darkest else ""
+        return f"air has {self.air:.4g}{tissue}"
+
+
+FROM_ZERO = Level()
+
+
+def level_of(array: np.ndarray) -> Level:
+    """Where the intensities of a scan start: at 0 in most, but not in one that was z-scored or shifted.
+
+    Air is the most frequent value where many voxels share it, as around an extracted brain; else a low percentile. What
+    lies a little below 0, as a spline's ringing does, is no other level.
+    """
+    sample = array[::2, ::2, ::2].ravel()
+    low, high = (float(value) for value in np.percentile(sample, [0.1, 99.5]))
+    values, counts = np.unique(sample, return_counts=True)
+    commonest = int(np.argmax(counts))
+    many = counts[commonest] > _MANY * sample.size
+    air = float(values[commonest]) if many else low
+    air = 0.0 if abs(air) < _NEAR_ZERO * (high - low) else air
+    below = sample < air - _NEAR_ZERO * (high - low)
+    return Level(air, float(array.min()) - air if many and below.mean() > _SOME else 0.0)
+
+
+def without_spikes(array: np.ndarray) -> tuple[np.ndarray, int]:
+    """The scan with voxels far brighter than all others set to the median around them, and how many those were.
+
+    Args:
+        array: shape (I, J, K), air at 0.
+    """
+    top = _SPIKE * np.percentile(array, 99.9)
+    spikes = np.argwhere(array > top) if array.max() > top > 0 else np.empty((0, 3), int)
+    if not 0 < len(spikes) < _MOST_SPIKES * array.size:
+        return array, 0
+    mended = array.copy()
+    for spike in spikes:
+        around = array[tuple(slice(max(at - 2, 0), at + 3) for at in spike)]
+        mended[tuple(spike)] = np.median(around[around <= top]) if (around <= top).any() else 0
+    return mended, len(spikes)
 
 
 def _foreground(array: np.ndarray) -> np.ndarray:

@@ -9,9 +9,11 @@ import numpy as np
 from scipy import optimize
 from scipy.interpolate import BSpline
 
+from func.errors import warn
 from func.slices.geometry import SliceGeometry, along, upsample, upsampling_matrix
 
-RECOVERED = "recovered from the volume"  # where a slice geometry came from
+STATED, RECOVERED = "sidecar", "recovered from the volume"  # where a slice geometry came from
+_ROUGHLY = 0.05  # of the volume: a stated geometry that leaves more does not explain it
 
 
 def explaining_geometry(volume: np.ndarray, stated: SliceGeometry | None) -> tuple[SliceGeometry | None, str]:
@@ -19,14 +21,48 @@ def explaining_geometry(volume: np.ndarray, stated: SliceGeometry | None) -> tup
 
     Args:
         volume: shape (I, J, K).
-        stated: what its sidecar states, which counts only if it explains the volume; else the geometry is recovered.
+        stated: what its sidecar states. What the volume itself shows decides: a stated geometry is used where it
+            explains the volume, and no other nearby does as well. One that is refused is warned of.
     """
-    if stated is not None and _misfit(volume, stated) < 0.05:
-        return stated, "sidecar"
+    if stated is not None and _explains(volume, stated):
+        return stated, STATED
     recovered = recover_geometry(volume)
     if recovered is not None:
+        if stated is not None:
+            warn(
+                f"The sidecar's slices (every {stated.spacing:.4g} voxels, the first at {stated.first_center:.4g}) are "
+                f"not those that the T2w shows (every {recovered.spacing:.4g}, the first at "
+                f"{recovered.first_center:.4g}); what it shows is used."
+            )
         return recovered, RECOVERED
+    if stated is not None and _misfit(volume, stated) < _ROUGHLY:
+        return stated, STATED
+    if stated is not None:
+        warn("The sidecar's slice geometry does not explain the T2w, and is not used; correct it.")
     return None, "unknown" if stated is None else "unknown (the sidecar's does not explain the volume)"
+
+
+def _explains(volume: np.ndarray, stated: SliceGeometry) -> bool:
+    """Whether a stated geometry explains a volume, and no neighbour, shifted or coarser, does about as well."""
+    misfit = _misfit(volume, stated)
+    if misfit >= _ROUGHLY:
+        return False
+    shifted = [replace(stated, first_center=stated.first_center + shift) for shift in (-1.0, -0.5, 0.5, 1.0)]
+    # Splines on fine knots contain those on every second or third of them.
+    coarser = [
+        replace(
+            stated,
+            spacing=factor * stated.spacing,
+            first_center=stated.first_center + skipped * stated.spacing,
+            count=(stated.count - skipped - 1) // factor + 1,
+        )
+        for factor in (2, 3)
+        for skipped in range(factor)
+        if (stated.count - skipped - 1) // factor >= 3
+    ]
+    return all(_misfit(volume, rival) > misfit for rival in shifted) and all(
+        _misfit(volume, rival) > 2 * misfit + 1e-3 for rival in coarser
+    )
 
 
 def _misfit(volume: np.ndarray, geometry: SliceGeometry) -> float:

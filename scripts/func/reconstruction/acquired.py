@@ -1,0 +1,296 @@
+"""Scans as they were acquired: each with its own grid, moved against each other, in slices as thick as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import from_matvec, voxel_sizes
+from scipy import ndimage
+
+from func.errors import BabyAIError, warn
+from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
+from func.reconstruction.consistency import HEAD, damping_for, noise_of
+from func.reconstruction.working import WorkingCase, silence
+from func.scans.case import Case
+from func.scans.intensity import zero_based_scale
+from func.scans.nifti import array_of, image_of, name_of
+from func.scans.registration import check_same_head, register_rigid, resample
+from func.slices.geometry import (
+    SliceGeometry,
+    acquire,
+    along,
+    make_consistent,
+    slice_matrix,
+    slices_last,
+    stack_geometry,
+    stated_profile,
+    upsample,
+    upsampling_matrix,
+)
+
+SPACES = ("1mm", "t1", "t2")
+_MOST_VOXELS = 2**27  # of a result
+_FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
+_ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
+_THICK_T1 = 2.0  # mm
+
+
+@dataclass(frozen=True)
+class RawSettings:
+    """How scans as they were acquired are to be reconstructed.
+
+    Attributes:
+        space: the result's grid: ``1mm``, the T1w's field of view; ``t1``, the T1w's own grid; ``t2``, the T2w's field
+            of view, in which nothing is turned. Without a T1w it is always ``t2``.
+        voxel_size: of the result in mm, in the spaces ``1mm`` and ``t2``: a number, or ``in-plane`` for the T2w's own.
+            The network works at 1 mm; below that, what the slices hold of finer detail is added afterwards.
+        least_similarity: a registration of T1w and T2w with less of it is refused; None for the check's own judgement.
+    """
+
+    space: str = "1mm"
+    voxel_size: float | str = 1.0
+    least_similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class StackGrid:
+    """Cubic voxels along a stack's axes, the slices last, that hold every slice whole; and the slices in them.
+
+    Attributes:
+        shape: (X, Y, Z).
+        affine: voxel -> world mm of the stack.
+        geometry: of the slices, along axis 2, in voxels of this grid.
+        voxel: mm.
+        axis: the stack's array axis across its slices.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    geometry: SliceGeometry
+    voxel: float
+    axis: int
+
+    @classmethod
+    def around(
+        cls, t2: nib.Nifti1Image, axis: int, thickness: float, spacing: float, profile: str, voxel: float = 1.0
+    ) -> StackGrid:
+        """The grid of ``voxel`` mm around a stack of slices ``thickness`` mm thick and ``spacing`` mm apart."""
+        sizes = voxel_sizes(t2.affine) / voxel
+        thickness, spacing = thickness / voxel, spacing / voxel
+        turn = slices_last(axis)
+        margin = int(np.ceil(thickness)) + 1
+        in_plane = [max(1, round(t2.shape[a] * sizes[a])) for a in turn[:2]]
+        planes = int(np.ceil((t2.shape[axis] - 1) * spacing)) + 2 * margin + 1
+        shape = (in_plane[0], in_plane[1], planes)
+        # Voxel (i, j, k) of the grid -> voxel of the stack: in-plane the fields of view share their centres.
+        matrix, offset = np.zeros((3, 3)), np.zeros(3)
+        for column, a in enumerate(turn):
+            matrix[a, column] = 1 / sizes[a]
+        for column, a in enumerate(turn[:2]):
+            offset[a] = (t2.shape[a] - 1) / 2 - (shape[column] - 1) / 2 / sizes[a]
+        offset[axis] = -margin / sizes[axis]
+        geometry = SliceGeometry(2, thickness, spacing, float(margin), t2.shape[axis], profile)
+        return cls(shape, t2.affine @ from_matvec(matrix, offset), geometry, voxel, axis)
+
+    @property
+    def slice_affine(self) -> np.ndarray:
+        """Voxel of the slices, shape (X, Y, count) -> world mm of the stack."""
+        return self.geometry.affine_in(self.affine)
+
+    def slices_of(self, t2: nib.Nifti1Image) -> np.ndarray:
+        """The stack's slices on this grid's in-plane voxels, shape (X, Y, count), low-passed so as not to alias."""
+        sizes = voxel_sizes(t2.affine) / self.voxel
+        sigma = [
+            0.0 if a == self.axis or sizes[a] > _FINE_ENOUGH else 0.425 * np.sqrt(1 / sizes[a] ** 2 - 1)
+            for a in range(3)
+        ]
+        turn = slices_last(self.axis)
+        own = [t2.shape[a] for a in turn[:2]]
+        if tuple(own) == self.shape[:2] and np.abs(sizes[turn[:2]] - 1).max() < 1e-3:
+            return np.transpose(array_of(t2), turn)
+        smooth = image_of(ndimage.gaussian_filter(array_of(t2), sigma), t2.affine, t2) if any(sigma) else t2
+        return resample(smooth, (*self.shape[:2], self.geometry.count), self.slice_affine)
+
+    def within_slices(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The planes of a volume on this grid that some slice saw, and their affine."""
+        half = max(self.geometry.thickness, self.geometry.spacing) / 2
+        first = max(0, int(np.ceil(self.geometry.first_center - half)))
+        last = min(self.shape[2] - 1, int(np.floor(self.geometry.centers[-1] + half)))
+        return volume[..., first : last + 1], self.affine @ from_matvec(np.eye(3), [0, 0, first])
+
+    def carried_to(self, finer: StackGrid, volume: np.ndarray) -> np.ndarray:
+        """A volume on this grid, interpolated by cubic splines on a finer grid around the same stack."""
+        ratio = self.voxel / finer.voxel
+        for axis in range(3):
+            if axis < 2:
+                first = (finer.shape[axis] - 1) / 2 - (self.shape[axis] - 1) / 2 * ratio
+            else:
+                first = finer.geometry.first_center - self.geometry.first_center * ratio
+            knots = SliceGeometry(axis, ratio, ratio, first, self.shape[axis], "point")
+            volume = along(upsampling_matrix(knots, finer.shape[axis]), volume, axis)
+        return volume
+
+
+class AcquiredCase(WorkingCase):
+    """Scans as they were acquired.
+
+    The T1w is brought to the stack, not the stack to the T1w: there the slices are planes of the grid, the slice model
+    is exact, and the measured slices are used as they are. Only the finished volume is turned into the T1w's frame.
+    """
+
+    def __init__(self, case: Case, settings: RawSettings) -> None:
+        axis, thickness, spacing = stack_geometry(case.t2, case.sidecar)
+        stack = case.t2, axis, thickness, spacing, stated_profile(case.sidecar, case.t2)
+        self._warn_of_voxels(case)
+        self._grid = StackGrid.around(*stack)
+        self._voxel = self._voxel_size(case.t2, axis, settings)
+        self._fine = StackGrid.around(*stack, self._voxel) if self._voxel < 0.99 else None
+        self._case, self.affine, self.geometry = case, self._grid.affine, self._grid.geometry
+        self._space = settings.space if case.t1 else "t2"
+        self.slices = self._grid.slices_of(case.t2)
+        self.t2 = upsample(self.slices, self.geometry, self._grid.shape[2])
+        self.report = {
+            "SliceGeometry": {
+                "Source": "sidecar" if "SliceThickness" in case.sidecar else "header",
+                "SliceThickness": round(thickness, 4),
+                "SpacingBetweenSlices": round(spacing, 4),
+                "SliceEncodingDirection": "ijk"[axis],
+                "SliceProfile": self.geometry.profile,
+            }
+        }
+        self.t1, self._t1_to_t2 = None, np.eye(4)
+        if case.t1:
+            self._register(case, settings.least_similarity)
+
+    def _register(self, case: Case, least_similarity: float | None) -> None:
+        """Bring the T1w onto the working grid."""
+        registration = register_rigid(case.t1, case.t2)
+        check_same_head(registration, case.t1, case.t2, least_similarity)
+        self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
+        scaled = (zero_based_scale(scan).apply(scan) for scan in (self.t1, self.slices))
+        offset = t1_offset(*scaled, self.geometry)
+        if np.linalg.norm(offset) > LARGEST_T1_OFFSET:
+            correction = from_matvec(np.eye(3), self.affine[:3, :3] @ offset)
+            registration = replace(registration, matrix=correction @ registration.matrix)
+            self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
+        silence(self.t1)
+        self._t1_to_t2 = registration.matrix
+        self.report["Registration"] = {
+            "T1wToT2w": np.round(registration.matrix, 8).tolist(),
+            "Similarity": round(registration.similarity, 4),
+            "Overlap": round(registration.overlap, 4),
+        }
+
+    def finish(self, volume: np.ndarray, left_out: list[int]) -> tuple[nib.Nifti1Image, dict]:
+        if not self._fine:
+            return self.put_back(volume), {}
+        volume, checks = with_in_plane_detail(volume, self._grid, self._fine, self._case.t2, left_out)
+        return self._placed(volume, self._fine), checks
+
+    def put_back(self, volume: np.ndarray) -> nib.Nifti1Image:
+        return self._placed(volume, self._grid)
+
+    def put_map_back(self, widths: np.ndarray) -> nib.Nifti1Image:
+        if self._fine:
+            widths = self._grid.carried_to(self._fine, widths)
+        placed = self._placed(widths, self._fine or self._grid)
+        return image_of(np.maximum(array_of(placed), 0), placed.affine, placed)
+
+    def residual_image(self, residual: np.ndarray) -> nib.Nifti1Image:
+        return image_of(residual, self._grid.slice_affine, self._case.t2)
+
+    def _placed(self, volume: np.ndarray, grid: StackGrid) -> nib.Nifti1Image:
+        """A volume on a grid around the stack, in the space asked for; beyond the slices there is air."""
+        part, affine = grid.within_slices(volume)
+        if self._space == "t2":
+            return image_of(part, affine, self._case.t2)
+        shape, frame = t1_frame(self._case.t1, None if self._space == "t1" else self._voxel)
+        moved = resample(image_of(part, affine, self._case.t2), shape, frame, self._t1_to_t2)
+        return image_of(moved, frame, self._case.t1)
+
+    @staticmethod
+    def _voxel_size(t2: nib.Nifti1Image, axis: int, settings: RawSettings) -> float:
+        """The result's voxel size in mm.
+
+        Raises:
+            BabyAIError: it would take more voxels than can be handled.
+        """
+        sizes = voxel_sizes(t2.affine)
+        in_plane = float(np.delete(sizes, axis).min())
+        voxel = in_plane if settings.voxel_size == "in-plane" else float(settings.voxel_size)
+        if np.prod(np.array(t2.shape) * sizes / voxel) > _MOST_VOXELS:
+            raise BabyAIError(f"{name_of(t2)} at {voxel:.3g} mm is too large a volume; give a larger --voxel-size.")
+        return voxel
+
+    @staticmethod
+    def _warn_of_voxels(case: Case) -> None:
+        """Tell of scans that have other voxels than such a pair should."""
+        t2_sizes = voxel_sizes(case.t2.affine)
+        isotropic = t2_sizes.max() < _ISOTROPIC * max(t2_sizes.min(), 1.0)
+        if isotropic:
+            warn(f"{name_of(case.t2)} has no thick slices: its voxels are isotropic already ({t2_sizes.max():.3g} mm).")
+        if case.t1 is None:
+            return
+        t1_sizes = voxel_sizes(case.t1.affine)
+        if t1_sizes.max() > max(_THICK_T1, 1.5 * t1_sizes.min()):
+            swapped = " Were T1w and T2w given the wrong way round?" if isotropic else ""
+            warn(
+                f"{name_of(case.t1)} has slices of {t1_sizes.max():.3g} mm itself, so that it adds little detail "
+                f"across them.{swapped}"
+            )
+
+
+def with_in_plane_detail(
+    volume: np.ndarray, grid: StackGrid, fine: StackGrid, t2: nib.Nifti1Image, left_out: list[int]
+) -> tuple[np.ndarray, dict]:
+    """A volume of 1 mm, carried to a finer grid, with the in-plane detail that the slices hold.
+
+    What the slices show beyond the volume is interpolated between them, and the rest of it given back where each slice
+    was measured, damped by the slices' noise.
+
+    Args:
+        volume: on ``grid``, shape (X, Y, Z).
+        fine: a finer grid around the same stack.
+        t2: the stack.
+        left_out: numbers of slices that are not to be agreed with.
+
+    Returns:
+        The volume on ``fine``, and how it agrees with the slices, as plain values.
+    """
+    geometry, length = fine.geometry, fine.shape[2]
+    slices = fine.slices_of(t2)
+    unit = zero_based_scale(slices).high
+    nonnegative = volume.min() >= 0
+    volume = grid.carried_to(fine, volume)
+    missing = slices - acquire(volume, geometry)
+    missing[..., left_out] = 0
+    head, noise = slices > HEAD * unit, noise_of(slices / unit)
+    damping = damping_for(missing[head] / unit, noise, geometry, length)
+    gain = float(np.square(slice_matrix(geometry, length)).sum(axis=1).mean())
+    before = _rms(missing[head] / unit)
+    volume = volume + upsample(missing * (gain / (gain + damping)), geometry, length)
+    trusted = np.array(slices)
+    trusted[..., left_out] = acquire(volume, geometry)[..., left_out]
+    volume = make_consistent(volume, trusted, geometry, damping)
+    after = _rms((trusted - acquire(volume, geometry))[head] / unit)
+    if nonnegative:
+        np.maximum(volume, 0, out=volume)
+    checks = {"DetailVoxel": round(fine.voxel, 4), "DetailNoise": round(noise, 5)}
+    return volume, checks | {"DetailResidualBefore": before, "DetailResidualAfter": after}
+
+
+def t1_frame(t1: nib.Nifti1Image, voxel: float | None) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of the result's grid: the T1w's own, or its field of view in voxels of ``voxel`` mm."""
+    if voxel is None or np.abs(voxel_sizes(t1.affine) / voxel - 1).max() < 1e-3:
+        return t1.shape, t1.affine
+    sizes = voxel_sizes(t1.affine) / voxel
+    shape = np.maximum(1, np.round(np.array(t1.shape) * sizes)).astype(int)
+    center = (np.array(t1.shape) - 1) / 2
+    affine = t1.affine @ from_matvec(np.diag(1 / sizes), center - (shape - 1) / 2 / sizes)
+    return tuple(int(n) for n in shape), affine
+
+
+def _rms(values: np.ndarray) -> float:
+    return round(float(np.sqrt(np.mean(np.square(values)))), 6) if values.size else 0.0
