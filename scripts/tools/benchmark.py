@@ -204,7 +204,7 @@ def folded_way(
     forget_peak_memory(device)
     volume = count * seconds / len(sample)
     if not emulated:
-        volume, _ = timed(lambda: run_patches(network, inputs, precision=precision, device=device), device)
+        volume, _ = timed(lambda: run_patches(network, inputs, precision=precision, device=device)[0], device)
     memory = peak_memory(device)
     with computing(device, precision):
         operations = operations_of(network, sample[:1])

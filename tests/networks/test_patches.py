@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from func.networks import patches
+from func.networks import devices
 from func.networks.devices import computing
 from func.networks.patches import count_patches, run_patches, tile_axis
 
@@ -53,21 +53,21 @@ def test_the_atlas_grid_is_tiled_the_published_way():
 def test_equal_weights_give_what_a_plain_loop_gives(shape):
     inputs = torch.rand(2, *shape)
     expected = plain_loop(Counting(), inputs, PATCH, STRIDE)
-    torch.testing.assert_close(run_patches(Counting(), inputs, PATCH, STRIDE, batch_size=3), expected)
+    torch.testing.assert_close(run_patches(Counting(), inputs, PATCH, STRIDE, batch_size=3)[0], expected)
 
 
 @pytest.mark.parametrize("weighting", ["equal", "smooth"])
 @pytest.mark.parametrize("shape", [(13, 9, 22), (3, 8, 11), (24, 24, 24)])
 def test_blending_puts_every_voxel_back_in_its_place(weighting, shape):
     inputs = torch.rand(2, *shape)
-    output = run_patches(lambda batch: batch[:, 1:], inputs, PATCH, STRIDE, weighting=weighting)
+    output = run_patches(lambda batch: batch[:, 1:], inputs, PATCH, STRIDE, weighting=weighting)[0]
     torch.testing.assert_close(output, inputs[1])
 
 
 def test_patches_need_not_be_cubes():
     inputs = torch.rand(1, 20, 11, 17)
     for weighting in ("equal", "smooth"):
-        output = run_patches(lambda batch: batch, inputs, (10, 4, 6), (5, 3, 6), weighting=weighting)
+        output = run_patches(lambda batch: batch, inputs, (10, 4, 6), (5, 3, 6), weighting=weighting)[0]
         torch.testing.assert_close(output, inputs[0])
 
 
@@ -85,7 +85,7 @@ def test_smooth_weights_hide_what_a_network_does_at_the_border_of_its_window():
 
     inputs = torch.ones(1, 8, 8, 48)
     equal, smooth = (
-        run_patches(with_border_effect, inputs, (8, 8, 16), (8, 8, 8), weighting=weighting)[..., 1:-1]
+        run_patches(with_border_effect, inputs, (8, 8, 16), (8, 8, 8), weighting=weighting)[0][..., 1:-1]
         for weighting in ("equal", "smooth")
     )
     assert equal.max() == 0.5
@@ -96,7 +96,7 @@ def test_windows_without_data_are_computed_once():
     inputs = torch.zeros(2, 24, 24, 24)
     inputs[:, 9:15, 9:15, 9:15] = torch.rand(2, 6, 6, 6)
     network = Counting()
-    output = run_patches(network, inputs, PATCH, STRIDE)
+    output = run_patches(network, inputs, PATCH, STRIDE)[0]
     assert count_patches((24, 24, 24), PATCH, STRIDE) == 125
     assert network.computed == 27 + 1
     torch.testing.assert_close(output, plain_loop(Counting(), inputs, PATCH, STRIDE))
@@ -119,13 +119,13 @@ def test_ringing_below_what_float32_resolves_is_not_data():
     run_patches(network, ringing, PATCH, STRIDE)
     assert network.computed == 2 + 1
     torch.testing.assert_close(
-        run_patches(bare, ringing, PATCH, STRIDE), run_patches(bare, inputs, PATCH, STRIDE), rtol=0, atol=1e-7
+        run_patches(bare, ringing, PATCH, STRIDE)[0], run_patches(bare, inputs, PATCH, STRIDE)[0], rtol=0, atol=1e-7
     )
 
 
 def test_the_same_call_gives_the_same_bits():
     inputs, network = torch.rand(2, 20, 20, 20), torch.nn.Conv3d(2, 1, 3, padding=1)
-    first, second = (run_patches(network, inputs, PATCH, STRIDE, weighting="smooth") for _ in range(2))
+    first, second = (run_patches(network, inputs, PATCH, STRIDE, weighting="smooth")[0] for _ in range(2))
     assert torch.equal(first, second)
     assert not first.requires_grad
 
@@ -147,8 +147,8 @@ def test_bfloat16_is_taken_where_the_processor_computes_in_it(monkeypatch):
         return batch
 
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(patches, "has_fast_bfloat16", lambda device, native=native: native)
-        output = run_patches(network, torch.ones(1, 8, 8, 8), PATCH, STRIDE, precision="auto")
+        monkeypatch.setattr(devices, "has_fast_bfloat16", lambda device, native=native: native)
+        output = run_patches(network, torch.ones(1, 8, 8, 8), PATCH, STRIDE, precision="auto")[0]
         assert seen.pop() == dtype
         assert output.dtype == torch.float32
 

@@ -81,11 +81,13 @@ def run_patches(
     precision: str = "float32",
     device: str | torch.device = "cpu",
     progress: Callable[[int], object] | None = None,
+    channels: int = 1,
 ) -> Tensor:
-    """Run ``network`` on every window of ``inputs`` (C, X, Y, Z) and blend its outputs into one volume (X, Y, Z).
+    """Run ``network`` on every window of ``inputs`` (C, X, Y, Z) and blend its outputs into one volume.
 
-    The network takes (B, C, *patch), gives (B, 1, *patch), and is already on ``device``; the result comes back on the
-    CPU, float32, cropped to the size of the inputs. Windows and ``weighting`` are those of ``tile_axis``.
+    The network takes (B, C, *patch), gives (B, ``channels``, *patch), and is already on ``device``; the result,
+    (``channels``, X, Y, Z), comes back on the CPU, float32, cropped to the size of the inputs. Windows and
+    ``weighting`` are those of ``tile_axis``.
 
     Windows whose inputs are all zero, or ``NEGLIGIBLE``, are computed once, as zeros. Outputs are added up in a fixed
     order: the same call gives the same bits. ``progress`` is called with the number of windows just done, of all that
@@ -97,27 +99,28 @@ def run_patches(
     corners = list(itertools.product(*(axis.starts for axis in axes)))
     windows = [tuple(slice(at, at + n) for at, n in zip(corner, patch, strict=True)) for corner in corners]
     taper = _outer(axis.taper for axis in axes).to(device)
-    total = torch.zeros_like(volume[0])
+    total = volume.new_zeros(channels, *volume.shape[1:])
     done = progress or (lambda count: None)
 
     with torch.inference_mode(), computing(device, precision):
         occupied = _occupied(volume, axes)
         empty = list(itertools.compress(windows, (not some for some in occupied)))
         if empty:
-            background = network(volume.new_zeros(1, len(volume), *patch))[0, 0].float() * taper
+            background = network(volume.new_zeros(1, len(volume), *patch))[0].float() * taper
             for window in empty:
-                total[window] += background
+                total[:, *window] += background
             done(len(empty))
         filled = list(itertools.compress(windows, occupied))
         for first in range(0, len(filled), batch_size):
             batch = filled[first : first + batch_size]
-            outputs = network(torch.stack([volume[:, *window] for window in batch])).float()
+            outputs = network(torch.stack([volume[:, *window] for window in batch]))
             for window, output in zip(batch, outputs, strict=True):
-                total[window] += output[0] * taper
+                total[:, *window] += output.float() * taper
             done(len(batch))
-    coverage = _outer(axis.coverage(n) for axis, n in zip(axes, total.shape, strict=True)).to(device)
-    crop = tuple(slice(axis.before, n - axis.after) for axis, n in zip(axes, total.shape, strict=True))
-    return total.div_(coverage)[crop].cpu()
+    shape = volume.shape[1:]
+    coverage = _outer(axis.coverage(n) for axis, n in zip(axes, shape, strict=True)).to(device)
+    crop = tuple(slice(axis.before, n - axis.after) for axis, n in zip(axes, shape, strict=True))
+    return total.div_(coverage)[:, *crop].cpu()
 
 
 def _occupied(volume: Tensor, axes: Sequence[AxisTiling]) -> list[bool]:

@@ -138,6 +138,10 @@ class AcquiredCase(WorkingCase):
 
     The T1w is brought to the stack, not the stack to the T1w: there the slices are planes of the grid, the slice model
     is exact, and the measured slices are used as they are. Only the finished volume is turned into the T1w's frame.
+
+    Attributes:
+        t1_to_t2: shape (4, 4), world mm of the T1w -> where that lies in the T2w's world; the identity without a T1w.
+        frame: shape and affine of the result's grid in the T1w's world; None for a result in the T2w's.
     """
 
     def __init__(self, case: Case, settings: RawSettings) -> None:
@@ -148,7 +152,8 @@ class AcquiredCase(WorkingCase):
         self._voxel = self._voxel_size(case.t2, axis, settings)
         self._fine = StackGrid.around(*stack, self._voxel) if self._voxel < 0.99 else None
         self._case, self.affine, self.geometry = case, self._grid.affine, self._grid.geometry
-        self._space = settings.space if case.t1 else "t2"
+        space = settings.space if case.t1 else "t2"
+        self.frame = None if space == "t2" else t1_frame(case.t1, None if space == "t1" else self._voxel)
         self.slices = self._grid.slices_of(case.t2)
         self.t2 = upsample(self.slices, self.geometry, self._grid.shape[2])
         self.report = {
@@ -160,14 +165,15 @@ class AcquiredCase(WorkingCase):
                 "SliceProfile": self.geometry.profile,
             }
         }
-        self.t1, self._t1_to_t2 = None, np.eye(4)
+        self.t1, self.t1_to_t2 = None, np.eye(4)
         if case.t1:
             self._register(case, settings.least_similarity)
 
     def _register(self, case: Case, least_similarity: float | None) -> None:
         """Bring the T1w onto the working grid."""
         registration = register_rigid(case.t1, case.t2)
-        check_same_head(registration, case.t1, case.t2, least_similarity)
+        limit = () if least_similarity is None else (least_similarity,)
+        check_same_head(registration, case.t1, case.t2, *limit)
         self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
         scaled = (zero_based_scale(scan).apply(scan) for scan in (self.t1, self.slices))
         offset = t1_offset(*scaled, self.geometry)
@@ -176,7 +182,7 @@ class AcquiredCase(WorkingCase):
             registration = replace(registration, matrix=correction @ registration.matrix)
             self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
         silence(self.t1)
-        self._t1_to_t2 = registration.matrix
+        self.t1_to_t2 = registration.matrix
         self.report["Registration"] = {
             "T1wToT2w": np.round(registration.matrix, 8).tolist(),
             "Similarity": round(registration.similarity, 4),
@@ -204,11 +210,11 @@ class AcquiredCase(WorkingCase):
     def _placed(self, volume: np.ndarray, grid: StackGrid) -> nib.Nifti1Image:
         """A volume on a grid around the stack, in the space asked for; beyond the slices there is air."""
         part, affine = grid.within_slices(volume)
-        if self._space == "t2":
+        if self.frame is None:
             return image_of(part, affine, self._case.t2)
-        shape, frame = t1_frame(self._case.t1, None if self._space == "t1" else self._voxel)
-        moved = resample(image_of(part, affine, self._case.t2), shape, frame, self._t1_to_t2)
-        return image_of(moved, frame, self._case.t1)
+        shape, frame_affine = self.frame
+        moved = resample(image_of(part, affine, self._case.t2), shape, frame_affine, self.t1_to_t2)
+        return image_of(moved, frame_affine, self._case.t1)
 
     @staticmethod
     def _voxel_size(t2: nib.Nifti1Image, axis: int, settings: RawSettings) -> float:

@@ -15,7 +15,8 @@ from func.slices.geometry import SliceGeometry, acquire, make_consistent, slice_
 
 HEAD = 0.02  # what is brighter is head
 _DARK = 0.05  # what is brighter is head for sure
-_LEAST_BRIGHTNESS = 0.55  # of that of the slices beside it
+_LEAST_AREA = 1500  # voxels of head in the largest slice: in less the slices of a head may differ by anything
+_BRIGHTNESS = 0.55  # of that of the slices beside it: what is darker is no anatomy
 _FAINT_ERROR = 0.004  # what the network gets wrong even where there is nothing to add
 
 
@@ -99,25 +100,26 @@ def noise_of(slices: np.ndarray) -> float:
 
 
 def bad_slices(slices: np.ndarray) -> list[int]:
-    """Numbers, from 0, of slices that are black, or far darker or brighter than their neighbours.
+    """Numbers, from 0, of slices that are black, or far darker or brighter than the slices to both sides of them.
 
-    Each slice's mean over where slices to both of its sides show a head is compared with the median of theirs, two to
-    each side. Slices at the head's ends, where that is less than a tenth of the largest slice, are not judged.
+    What is compared is the mean over where slices to both sides show a head, of two slices to each side, so that two
+    bad neighbours are found as well. Where that is less than a tenth of the largest slice, nothing is judged.
 
     Args:
-        slices: shape (X, Y, count).
+        slices: shape (X, Y, count), in voxels of about 1 mm.
     """
     heads = slices > _DARK
-    areas = heads.sum(axis=(0, 1))
-    found = []
+    areas, found = heads.sum(axis=(0, 1)), []
+    if areas.max() < _LEAST_AREA:
+        return found
     for number in range(1, slices.shape[2] - 1):
-        below = list(range(max(number - 2, 0), number))
-        above = list(range(number + 1, min(number + 3, len(areas))))
-        beside, both = below + above, heads[..., below].any(axis=2) & heads[..., above].any(axis=2)
-        if both.sum() < 0.1 * areas.max():
+        below, above = slice(max(number - 2, 0), number), slice(number + 1, number + 3)
+        head = heads[..., below].any(axis=2) & heads[..., above].any(axis=2)
+        if head.sum() < 0.1 * areas.max():
             continue
-        around = float(np.median(slices[both][:, beside].mean(axis=0)))
-        if not _LEAST_BRIGHTNESS < float(slices[both][:, number].mean()) / around < 1 / _LEAST_BRIGHTNESS:
+        own, *sides = (slices[head][:, part].mean(axis=0) for part in (number, below, above))
+        darkest, brightest = min(side.max() for side in sides), max(side.min() for side in sides)
+        if own < _BRIGHTNESS * darkest or own > brightest / _BRIGHTNESS:
             found.append(number)
     return found
 
