@@ -46,12 +46,14 @@ class RawSettings:
             of view, in which nothing is turned. Without a T1w it is always ``t2``.
         voxel_size: of the result in mm, in the spaces ``1mm`` and ``t2``: a number, or ``in-plane`` for the T2w's own.
             The network works at 1 mm; below that, what the slices hold of finer detail is added afterwards.
-        least_similarity: a registration of T1w and T2w with less of it is refused; None for the check's own judgement.
+        min_similarity: a registration of T1w and T2w with less of it is refused; None for the check's own judgement.
+        motion: ``auto``, ``on`` or ``off``: whether each slice may have a pose of its own.
     """
 
     space: str = "1mm"
     voxel_size: float | str = 1.0
-    least_similarity: float | None = None
+    min_similarity: float | None = None
+    motion: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,12 @@ class AcquiredCase(WorkingCase):
         }
         self.t1, self.t1_to_t2 = None, np.eye(4)
         if case.t1:
-            self._register(case, settings.least_similarity)
+            self._register(case, settings.min_similarity)
 
-    def _register(self, case: Case, least_similarity: float | None) -> None:
+    def _register(self, case: Case, min_similarity: float | None) -> None:
         """Bring the T1w onto the working grid."""
         registration = register_rigid(case.t1, case.t2)
-        limit = () if least_similarity is None else (least_similarity,)
-        check_same_head(registration, case.t1, case.t2, *limit)
+        check_same_head(registration, case.t1, case.t2, min_similarity)
         self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
         scaled = (zero_based_scale(scan).apply(scan) for scan in (self.t1, self.slices))
         offset = t1_offset(*scaled, self.geometry)
@@ -185,8 +186,7 @@ class AcquiredCase(WorkingCase):
         self.t1_to_t2 = registration.matrix
         self.report["Registration"] = {
             "T1wToT2w": np.round(registration.matrix, 8).tolist(),
-            "Similarity": round(registration.similarity, 4),
-            "Overlap": round(registration.overlap, 4),
+            **registration.to_sidecar(),
         }
 
     def finish(self, volume: np.ndarray, left_out: list[int]) -> tuple[nib.Nifti1Image, dict]:
