@@ -69,7 +69,8 @@ def registrations(
         yield "one head", case, register_rigid(*scans, start=found.matrix)
     for case, displacement in displacements(t1):
         yield "placed wrong", case, judge_placement(t1, t2, found.matrix @ displacement)
-    yield "placed wrong", "left and right exchanged", register_rigid(t1, image_of(mirrored(t2), t2.affine, t2))
+    exchanged = image_of(mirrored(t2), t2.affine, t2)
+    yield "placed wrong", "left and right exchanged", register_rigid(t1, exchanged, start=found.matrix)
     if other_t1 is not None:
         yield "another subject", "T1w of the next subject", register_rigid(other_t1, t2)
 

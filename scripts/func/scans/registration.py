@@ -12,7 +12,8 @@ the direction in which an image is resampled, and ITK's. Files hold them in ITK'
 
 from __future__ import annotations
 
-import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
+from func.commands import processors
 from func.errors import BabyAIError, warn
 from func.scans.files import atomic
 from func.scans.nifti import name_of
@@ -283,7 +285,7 @@ class _Level:
         directions = np.random.default_rng(0).normal(size=(40, 2, 3))
         directions /= np.linalg.norm(directions, axis=2, keepdims=True)
         steps = (directions * [[np.deg2rad(4) * _HEAD_RADIUS], [4.0]]).reshape(40, 6)
-        kept = np.mean([self.similarity(matrix @ self._motion(step)) for step in steps])
+        kept = np.mean([self.similarity(matrix @ motion) for motion in self._motions(steps)])
         return float(1 - kept / self.similarity(matrix))
 
     def best(self, matrices: list[np.ndarray], count: int) -> list[np.ndarray]:
@@ -292,26 +294,33 @@ class _Level:
 
     def align(self, matrix: np.ndarray) -> np.ndarray:
         """The local optimum that quasi-Newton steps (BFGS) reach from ``matrix``."""
+        steps = 1e-3 * np.concatenate([np.eye(self._parameters), -np.eye(self._parameters)])
 
         def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-            information, slope, _ = self._evaluate(matrix @ self._motion(parameters))
-            slope = matrix[:3, :3].T @ slope
-            steps = 1e-3 * np.eye(self._parameters)
-            changes = [self._motion(parameters + step) - self._motion(parameters - step) for step in steps]
-            return -information, -np.array([(change[:3] * slope).sum() / 2e-3 for change in changes])
+            here, *near = self._motions(np.concatenate([parameters[None], parameters + steps]))
+            information, slope, _ = self._evaluate(matrix @ here)
+            ahead, behind = np.split(np.array(near), 2)
+            change = (ahead - behind)[:, :3] / 2e-3
+            return -information, -np.einsum("pij,ij->p", change, matrix[:3, :3].T @ slope)
 
         start = np.zeros(self._parameters)
         steepness = np.linalg.norm(loss(start)[1])
         first_step = self._first_step / max(steepness, 1e-9) * np.eye(self._parameters)
         options = {"gtol": 1e-3, "maxiter": 50, "hess_inv0": first_step}
         found = optimize.minimize(loss, start, jac=True, method="BFGS", options=options)
-        return matrix @ self._motion(found.x)
+        return matrix @ self._motions(found.x[None])[0]
 
-    def _motion(self, parameters: np.ndarray) -> np.ndarray:
-        """Three turns, three shifts and perhaps a growth, each in mm at the surface of a head around the centre."""
-        turn = Rotation.from_rotvec(parameters[:3] / _HEAD_RADIUS).as_matrix()
-        turn = turn * math.exp(sum(parameters[6:]) / _HEAD_RADIUS)
-        return nib.affines.from_matvec(turn, self.center - turn @ self.center + parameters[3:6])
+    def _motions(self, parameters: np.ndarray) -> np.ndarray:
+        """Motions, shape (N, 4, 4), by three turns, three shifts and perhaps a growth, shape (N, 6 or 7).
+
+        Each parameter is in mm at the surface of a head around the centre.
+        """
+        turns = Rotation.from_rotvec(parameters[:, :3] / _HEAD_RADIUS).as_matrix()
+        turns *= np.exp(parameters[:, 6:].sum(axis=1) / _HEAD_RADIUS)[:, None, None]
+        motions = np.tile(np.eye(4), (len(parameters), 1, 1))
+        motions[:, :3, :3] = turns
+        motions[:, :3, 3] = self.center - turns @ self.center + parameters[:, 3:6]
+        return motions
 
     def _evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray, float]:
         """Mutual information (nats), its derivative by the matrix's first three rows, and the reference's entropy."""
@@ -478,20 +487,52 @@ def resample(
         float32 array of shape ``shape``.
     """
     array = np.asarray(image.dataobj, dtype=np.float32)
-    coefficients = ndimage.spline_filter(array, order, output=np.float32, mode="mirror") if order > 1 else array
-    signal = array if order > 1 and array.min() >= 0 else None
-    last = np.array(array.shape)[:, None] - 1
     to_voxels = np.linalg.inv(image.affine) @ (np.eye(4) if matrix is None else matrix) @ affine
+    last = np.array(array.shape)[:, None] - 1
+    first_not_zero, last_not_zero = np.zeros((3, 1), int), last
+    has_signal = order > 1 and array.min() >= 0
+    if has_signal and array.any():
+        bounds = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        first_not_zero, last_not_zero = (np.array([bound[end] for bound in bounds])[:, None] for end in (0, -1))
     result = np.zeros(shape, np.float32)
     plane = np.indices(shape[1:], dtype=float).reshape(2, -1)
-    for index, values in enumerate(result.reshape(shape[0], -1)):
+
+    def interpolate(index: int) -> None:
         voxels = to_voxels[:3, 1:3] @ plane + (to_voxels[:3, 3] + index * to_voxels[:3, 0])[:, None]
-        inside = ((voxels >= -0.5 - 1e-4) & (voxels <= last + 0.5 + 1e-4)).all(axis=0)
+        inside = (voxels >= np.maximum(-0.5 - 1e-4, first_not_zero - 1)).all(axis=0)
+        inside &= (voxels <= np.minimum(last + 0.5 + 1e-4, last_not_zero + 1)).all(axis=0)
         voxels = np.clip(voxels[:, inside], 0, last)
-        values[inside] = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
-        if signal is not None:
-            values[inside] *= ndimage.map_coordinates(signal, voxels, order=1, mode="mirror") > 0
-    return result if signal is None else np.maximum(result, 0, out=result)
+        if has_signal:
+            signal = ndimage.map_coordinates(array, voxels, order=1, mode="mirror") > 0
+            inside[inside] = signal
+            voxels = voxels[:, signal]
+        values = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
+        result[index].reshape(-1)[inside] = np.maximum(values, 0) if has_signal else values
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        coefficients = _spline_coefficients(array, order, pool) if order > 1 else array
+        list(pool.map(interpolate, range(shape[0])))
+    return result
+
+
+def _spline_coefficients(array: np.ndarray, order: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    """As scipy.ndimage.spline_filter with mirror boundaries, in all threads."""
+    coefficients = array.copy()
+    for axis in range(3):
+        blocks = np.array_split(coefficients, _threads(), axis=(axis + 1) % 3)
+
+        def filter_block(block: np.ndarray, axis: int = axis) -> None:
+            if block.size:
+                ndimage.spline_filter1d(block, order, axis, output=block, mode="mirror")
+
+        list(pool.map(filter_block, blocks))
+    return coefficients
+
+
+def _threads() -> int:
+    """Threads to interpolate with: SciPy lets go of Python's lock. A worker process is given one by its environment."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return min(processors(), int(stated)) if stated.isdigit() and int(stated) else processors()
 
 
 def save_itk_transform(path: str | Path, matrix: np.ndarray) -> None:
