@@ -82,6 +82,7 @@ from func.scans.case import Case, check_grids, read_case
 from func.scans.hub import find_weights
 from func.scans.nifti import array_of, image_of, to_ras
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry
+from func.training.splits import add_split, wanted_subjects
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +158,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     own.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s"
     )
+    add_split(parser)
     parser.add_argument(
         "--output-dir",
         type=Path,
@@ -183,9 +185,12 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
     comparisons, faults, lacking = find_comparisons(
         arguments.reference_dir, arguments.results_dir, arguments.baseline_dir
     )
+    wanted = wanted_subjects(arguments.split, arguments.part)
+    comparisons = [comparison for comparison in comparisons if wanted(entities_of(comparison.result)["sub"])]
     for result, error in faults:
-        tally.fail(result.name, error)
-    for baseline in lacking:
+        if wanted(entities_of(result)["sub"]):
+            tally.fail(result.name, error)
+    for baseline in (path for path in lacking if wanted(entities_of(path)["sub"])):
         warn(f"Not evaluated, for want of a result: {baseline}")
     ages = read_age_groups(arguments.reference_dir)
     weights = weights_of(comparison.result for comparison in comparisons)
@@ -327,6 +332,8 @@ def over_pairs(score: Callable[[Pair], list[dict]], arguments: argparse.Namespac
         BabyAIError: the folder holds no pair.
     """
     pairs, errors = find_pairs(arguments.data_dir)
+    wanted = wanted_subjects(arguments.split, arguments.part)
+    pairs = [pair for pair in pairs if wanted(pair.subject)]
     for error in errors:
         tally.fail("", error)
     rows = []

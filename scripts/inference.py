@@ -29,6 +29,7 @@ from func.scans.bids import Pair, find_pairs, result_path, stem_of
 from func.scans.case import Case, check_grids, read_case
 from func.scans.hub import find_weights
 from func.scans.provenance import differences, digest, inputs_of
+from func.training.splits import add_split, wanted_subjects
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +177,13 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
     if arguments.t2:
         return {Pair("", arguments.t1, arguments.t2, stem_of(arguments.t2)): arguments.output}
     pairs, errors = find_pairs(arguments.data_dir)
+    wanted = wanted_subjects(arguments.split, arguments.part)
+    pairs = [pair for pair in pairs if wanted(pair.subject)]
+    if arguments.split and not pairs:
+        raise BabyAIError(
+            f"None of the subjects of the part {arguments.part} of {arguments.split} has scans below "
+            f"{arguments.data_dir}; name another folder, or another part."
+        )
     part, count = arguments.shard
     pairs, errors = pairs[part::count], errors[part::count]
     if not pairs and not errors:
@@ -272,6 +280,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="I/N",
         help="do only the I-th of N parts of the folder, I from 1 to N (default: all of it)",
     )
+    add_split(folder)
     folder.add_argument(
         "--bids",
         action=argparse.BooleanOptionalAction,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -422,6 +423,13 @@ def test_the_chain_of_the_readme_runs_without_renaming_a_file(small_head, tmp_pa
     call("training.py", *folders, *TINY["compact"], *STEADY, "--steps", 2, "--name", "chain")
     for scan in raw.glob("*_T1w.nii.gz"):
         shutil.copy(scan, thick)
-    weights = results / "weights" / "chain.pth"
-    call("inference.py", "--data-dir", thick, "--output-dir", reconstructed, "--weights", weights)
-    call("evaluate.py", "--reference-dir", raw, "--results-dir", reconstructed, "--baseline-dir", thick)
+    weights, split = results / "weights" / "chain.pth", results / "runs" / "chain" / "split.csv"
+    test = ["--split", split, "--part", "test"]
+    call("inference.py", "--data-dir", thick, "--output-dir", reconstructed, "--weights", weights, *test)
+    call("evaluate.py", "--reference-dir", raw, "--results-dir", reconstructed, "--baseline-dir", thick, *test)
+    (tested,) = [label for label, part in read_split(split).items() if part == "test"]
+    assert [path.name for path in reconstructed.glob("*.nii.gz")] == [
+        f"sub-{tested}_acq-axial3mm_desc-isotropic_T2w.nii.gz"
+    ]
+    table = pd.read_csv(reconstructed / "evaluation" / "metrics.csv", dtype=str)
+    assert set(table["subject"]) == {tested}

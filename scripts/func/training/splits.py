@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +50,29 @@ def read_split(path: Path) -> dict[str, str]:
     return parts
 
 
-def subjects_in_part(path: Path, part: str) -> set[str]:
-    """The labels (without ``sub-``) of the subjects in one part of a split file.
+def add_split(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--split`` and ``--part``, for scripts that work on the subjects of one part of a split."""
+    parser.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="only the subjects of one part of a split, which training.py keeps in runs/RUN/split.csv (default: all)",
+    )
+    parser.add_argument("--part", choices=PARTS, default="test", help="of the split (default: %(default)s)")
+
+
+def wanted_subjects(split: Path | None, part: str) -> Callable[[str], bool]:
+    """Tells of a subject's label (without ``sub-``) whether it is in the part of a split; of any, without a split.
 
     Raises:
         BabyAIError: the file is no split, or has no subject in this part.
     """
-    labels = {label for label, its_part in read_split(path).items() if its_part == part}
+    if split is None:
+        return lambda label: True
+    labels = {label for label, its_part in read_split(split).items() if its_part == part}
     if not labels:
-        raise BabyAIError(f"{path} has no subject in the part {part}; name another with --part.")
-    return labels
+        raise BabyAIError(f"{split} has no subject in the part {part}; name another with --part.")
+    return labels.__contains__
 
 
 def write_split(path: Path, parts: Mapping[str, str]) -> None:
