@@ -44,15 +44,10 @@ from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
 from func.scans.files import atomic
 from func.scans.hub import ATLAS_FILE, fetch
 from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
-from func.scans.registration import (
-    Registration,
-    check_same_head,
-    load_itk_transform,
-    register_rigid,
-    resample,
-    save_itk_transform,
-)
+from func.scans.registration import Registration, check_same_head, register_rigid
+from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
+from func.scans.transforms import load_itk_transform, save_itk_transform
 from func.slices.geometry import stack_geometry
 
 # Edit these, or override them on the command line.

@@ -20,7 +20,7 @@ from func.reports.tables import table
 from func.scans.bids import find_pairs, result_path
 from func.scans.files import save_json
 from func.scans.nifti import read_volume, save_volume
-from func.scans.registration import resample
+from func.scans.resampling import resample
 
 
 @pytest.fixture(scope="module")

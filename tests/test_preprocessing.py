@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 import preprocessing
 from func.phantom import ATLAS_AFFINE, ATLAS_SHAPE, Phantom, infant_brain
 from func.scans.nifti import check_atlas_grid, read_volume
-from func.scans.registration import load_itk_transform
+from func.scans.transforms import load_itk_transform
 
 HEAD = {"age_months": 0, "size": 0.8}
 # World mm of the phantom -> where the header of the T2w says that it is.

@@ -21,7 +21,8 @@ from func.scans.bids import find_pairs, result_path
 from func.scans.case import Case, read_case
 from func.scans.hub import ATLAS_FILE, DEMO_T1_FILE, DEMO_T2_FILE, fetch, find_weights
 from func.scans.nifti import check_isotropic, check_same_grid, image_of, read_volume, save_result, save_volume
-from func.scans.registration import register_rigid, resample
+from func.scans.registration import register_rigid
+from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry, acquire, make_consistent, upsample
 

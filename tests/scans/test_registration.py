@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 
@@ -16,11 +15,8 @@ from func.scans.registration import (
     Registration,
     check_same_head,
     judge_placement,
-    load_itk_transform,
     mean_displacement,
     register_rigid,
-    resample,
-    save_itk_transform,
 )
 
 RAW_CASES = {
@@ -220,111 +216,3 @@ def test_of_real_scans_one_head_is_right_and_another_infant_is_not(real_data, ca
     t1, t2 = (read_volume(real_data / "pairs" / f"sub-{name}.nii.gz") for name in ("A07_T1w", "A12_T2w"))
     check_same_head(register_rigid(t1, t2, start=np.eye(4)), t1, t2)
     assert "WARNING" in capsys.readouterr().err
-
-
-def blob(shape, affine, center, sigma=3.0) -> nib.Nifti1Image:
-    """A Gaussian around a point in world mm."""
-    world = apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
-    distance = np.linalg.norm(world - np.asarray(center), axis=-1)
-    return nib.Nifti1Image((100 * np.exp(-((distance / sigma) ** 2) / 2)).astype(np.float32), affine)
-
-
-def center_of_mass(array, affine) -> np.ndarray:
-    return apply_affine(affine, np.average(np.indices(array.shape).reshape(3, -1).T, axis=0, weights=array.ravel()))
-
-
-TURN = Rotation.from_euler("xyz", (20, -15, 30), degrees=True).as_matrix()
-GRIDS = {
-    "oblique": TURN @ np.diag([1.1, 0.9, 1.0]),
-    "left-handed": np.diag([-1.0, 1.0, 1.0]),
-    "axes permuted": np.diag([1.0, 1.2, 0.8])[:, [2, 0, 1]],
-    "five-fold thick": TURN @ np.diag([1.0, 1.0, 5.0]),
-}
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("form", ["sform", "qform"])
-@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
-def test_a_landmark_stays_where_it_was(tmp_path, grid, form, extension):
-    landmark, shape = np.array([-9.0, 5.0, 3.0]), np.array([44, 44, 44])
-    if grid == "five-fold thick":
-        shape[2] = 11
-    affine = from_matvec(GRIDS[grid], -GRIDS[grid] @ ((shape - 1) / 2))
-    image = blob(tuple(shape), affine, landmark, sigma=5.0 if shape[2] == 11 else 3.0)
-    image.set_sform(affine, 2 if form == "sform" else 0)
-    image.set_qform(affine if form == "qform" else None, 1 if form == "qform" else 0)
-    nib.save(image, tmp_path / f"scan{extension}")
-    by = motion((10, 20, -5), (2, -3, 1))
-    target = from_matvec(np.eye(3), (-24, -24, -24))
-    array = resample(read_volume(tmp_path / f"scan{extension}"), (48, 48, 48), target, by)
-    expected = apply_affine(np.linalg.inv(by), landmark)
-    assert np.linalg.norm(center_of_mass(array, target) - expected) < 0.2
-    assert array.dtype == np.float32 and array.min() >= 0
-
-
-def test_left_stays_left(newborn):
-    affine = from_matvec(np.diag([-1.0, 1.0, 1.0]), apply_affine(newborn.t1.affine, [95, 0, 0]))
-    flipped = resample(newborn.t1, newborn.t1.shape, affine)
-    np.testing.assert_allclose(flipped[::-1], newborn.t1.get_fdata(), atol=1e-2)
-
-
-def test_the_own_grid_gives_the_own_values(newborn):
-    for order in (0, 1, 3):
-        result = resample(newborn.t1, newborn.t1.shape, newborn.t1.affine, order=order)
-        np.testing.assert_allclose(result, newborn.t1.get_fdata(), atol=1e-2)
-
-
-def test_half_a_slice_beyond_the_outermost_centre_belongs_to_the_scan():
-    image = nib.Nifti1Image(np.full((8, 8, 6), 7.0, np.float32), np.diag([1.0, 1, 4, 1]))
-    column = resample(image, (1, 1, 32), from_matvec(np.eye(3), (4, 4, -4)))[0, 0]
-    inside = (np.arange(32) - 4 >= -2) & (np.arange(32) - 4 <= 22)
-    np.testing.assert_allclose(column[inside], 7.0, rtol=1e-5)
-    assert not column[~inside].any()
-
-
-def test_air_that_is_zero_stays_zero():
-    array = np.zeros((20, 20, 20), np.float32)
-    array[8:12, 8:12, 8:12] = 100
-    result = resample(nib.Nifti1Image(array, np.eye(4)), (20, 20, 20), from_matvec(np.eye(3), (0.4, 0.4, 0.4)))
-    assert not result[:6].any() and not result[13:].any() and result[9, 9, 9] > 50
-
-
-def test_negative_values_are_kept_where_the_scan_has_them():
-    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32), np.eye(4))
-    assert resample(image, (9, 9, 9), np.eye(4)).min() < 0
-
-
-def test_simpleitk_reads_the_transform_and_resamples_alike(tmp_path, newborn):
-    by = motion((15, -20, 30), (4, -3, 5))
-    save_itk_transform(tmp_path / "by.tfm", by)
-    nib.save(newborn.t1, tmp_path / "fixed.nii.gz")
-    nib.save(newborn.moved(by), tmp_path / "moving.nii.gz")
-    fixed, moving = (sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("fixed", "moving"))
-    transform = sitk.ReadTransform(str(tmp_path / "by.tfm"))
-    theirs = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear)).T
-    ours = resample(newborn.moved(by), newborn.t1.shape, newborn.t1.affine, by, order=1)
-    np.testing.assert_allclose(ours[20:-20, 20:-20, 20:-20], theirs[20:-20, 20:-20, 20:-20], atol=0.5)
-
-
-def test_transforms_come_back_as_they_were_saved(tmp_path):
-    by = motion((15, -20, 30), (40, -30, 50))
-    save_itk_transform(tmp_path / "by.tfm", by)
-    np.testing.assert_allclose(load_itk_transform(tmp_path / "by.tfm"), by, atol=1e-9)
-    # As other tools write them: an ITK Euler transform about a centre, in LPS.
-    euler = sitk.Euler3DTransform((10.0, 20.0, 30.0), 0.1, 0.2, 0.3, (1.0, 2.0, 3.0))
-    sitk.WriteTransform(euler, str(tmp_path / "euler.tfm"))
-    lps = np.array([-1.0, -1.0, 1.0])
-    moved = apply_affine(load_itk_transform(tmp_path / "euler.tfm"), lps * [5, 6, 7])
-    np.testing.assert_allclose(lps * moved, euler.TransformPoint((5.0, 6.0, 7.0)), atol=1e-9)
-
-
-def test_what_is_no_linear_transform_is_refused(tmp_path):
-    with pytest.raises(BabyAIError, match="missing"):
-        load_itk_transform(tmp_path / "none.tfm")
-    (tmp_path / "words.tfm").write_text("no transform")
-    with pytest.raises(BabyAIError, match="not an ITK transform"):
-        load_itk_transform(tmp_path / "words.tfm")
-    bspline = sitk.BSplineTransformInitializer(sitk.Image(8, 8, 8, sitk.sitkFloat32), [2, 2, 2])
-    sitk.WriteTransform(bspline, str(tmp_path / "bent.tfm"))
-    with pytest.raises(BabyAIError, match="non-linear"):
-        load_itk_transform(tmp_path / "bent.tfm")

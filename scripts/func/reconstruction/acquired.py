@@ -16,7 +16,8 @@ from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
-from func.scans.registration import check_same_head, register_rigid, resample
+from func.scans.registration import check_same_head, register_rigid
+from func.scans.resampling import resample
 from func.slices.geometry import (
     SliceGeometry,
     acquire,

@@ -13,7 +13,7 @@ from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of
-from func.scans.registration import resample
+from func.scans.resampling import resample
 from func.slices.geometry import SliceGeometry, measured_slices, slices_last, upsample
 from func.slices.oblique import ObliqueStack, find_oblique_stack
 from func.slices.recovery import RECOVERED, explaining_geometry

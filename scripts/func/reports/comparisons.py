@@ -18,7 +18,8 @@ from func.reports.tables import BASELINE, RESULT
 from func.scans.bids import entities_of, find_scans, is_original, is_result, own_acquisition, result_path, slicing_of
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import check_same_grid, read_volume, to_ras
-from func.scans.registration import register_rigid, resample
+from func.scans.registration import register_rigid
+from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import AXIS_ACROSS
 

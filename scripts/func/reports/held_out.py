@@ -17,7 +17,7 @@ from func.reports.tables import BASELINE, RESULT
 from func.scans.case import Case
 from func.scans.files import atomic
 from func.scans.nifti import array_of, image_of, name_of, to_ras
-from func.scans.registration import resample
+from func.scans.resampling import resample
 from func.slices.geometry import SliceGeometry, acquire, stack_geometry, stated_profile
 
 FEWEST_SLICES = 7

@@ -7,15 +7,12 @@ infants that took 2 to 5 s on one core and was as exact as ANTsPy (13 to 46 s) a
 a head that its header turns upside down as it is.
 
 Matrices are 4 x 4 and map world mm (RAS+, as nibabel's affines) of the fixed image to world mm of the moving image:
-the direction in which an image is resampled, and ITK's. Files hold them in ITK's format, in ITK's LPS+ frame.
+the direction in which an image is resampled, and ITK's.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -23,9 +20,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
-from func.commands import processors
 from func.errors import BabyAIError, warn
-from func.scans.files import atomic
 from func.scans.nifti import name_of
 
 _BINS = 32
@@ -40,7 +35,6 @@ RIGHT, UNSURE, FAILED = "right", "unsure", "failed"
 LEAST_SHARPNESS, SURE_SHARPNESS = 0.08, 0.25
 SURE_MIRRORED, MOST_MIRRORED = 0.92, 1.06
 LEAST_SIMILARITY, LEAST_OVERLAP = 0.05, 0.5
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A count blurs over the neighbouring bins (Parzen), so that few samples make a smooth histogram.
 _WINDOW = np.exp(-(np.subtract.outer(np.arange(_BINS), np.arange(_BINS)) ** 2) / (2 * 0.7**2))
 _WINDOW[_WINDOW < 1e-4] = 0
@@ -462,113 +456,3 @@ def _rigid_part(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
 def mean_displacement(matrix_a: np.ndarray, matrix_b: np.ndarray, points: np.ndarray) -> float:
     """Mean distance in mm between where two motions take the points, shape (N, 3), world mm."""
     return float(np.linalg.norm(apply_affine(matrix_a, points) - apply_affine(matrix_b, points), axis=1).mean())
-
-
-def resample(
-    image: nib.Nifti1Image,
-    shape: tuple[int, int, int],
-    affine: np.ndarray,
-    matrix: np.ndarray | None = None,
-    order: int = 3,
-) -> np.ndarray:
-    """Interpolate an image, once, on another grid, under a motion.
-
-    The spline has mirror boundaries; half a voxel around the outermost voxel centres still belongs to the image and
-    takes their values, beyond that there is 0. Where the image has no negative values, the result has none either, and
-    air that is exactly 0, as around an extracted brain, stays so: the spline's faint ringing there is no signal.
-
-    Args:
-        image: any grid.
-        shape, affine: the grid wanted.
-        matrix: world mm of that grid -> world mm of the image; none by default.
-        order: 3 cubic spline, 1 linear, 0 nearest neighbour (labels).
-
-    Returns:
-        float32 array of shape ``shape``.
-    """
-    array = np.asarray(image.dataobj, dtype=np.float32)
-    to_voxels = np.linalg.inv(image.affine) @ (np.eye(4) if matrix is None else matrix) @ affine
-    last = np.array(array.shape)[:, None] - 1
-    first_not_zero, last_not_zero = np.zeros((3, 1), int), last
-    has_signal = order > 1 and array.min() >= 0
-    if has_signal and array.any():
-        bounds = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-        first_not_zero, last_not_zero = (np.array([bound[end] for bound in bounds])[:, None] for end in (0, -1))
-    result = np.zeros(shape, np.float32)
-    plane = np.indices(shape[1:], dtype=float).reshape(2, -1)
-
-    def interpolate(index: int) -> None:
-        voxels = to_voxels[:3, 1:3] @ plane + (to_voxels[:3, 3] + index * to_voxels[:3, 0])[:, None]
-        inside = (voxels >= np.maximum(-0.5 - 1e-4, first_not_zero - 1)).all(axis=0)
-        inside &= (voxels <= np.minimum(last + 0.5 + 1e-4, last_not_zero + 1)).all(axis=0)
-        voxels = np.clip(voxels[:, inside], 0, last)
-        if has_signal:
-            signal = ndimage.map_coordinates(array, voxels, order=1, mode="mirror") > 0
-            inside[inside] = signal
-            voxels = voxels[:, signal]
-        values = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
-        result[index].reshape(-1)[inside] = np.maximum(values, 0) if has_signal else values
-
-    with ThreadPoolExecutor(_threads()) as pool:
-        coefficients = _spline_coefficients(array, order, pool) if order > 1 else array
-        list(pool.map(interpolate, range(shape[0])))
-    return result
-
-
-def _spline_coefficients(array: np.ndarray, order: int, pool: ThreadPoolExecutor) -> np.ndarray:
-    """As scipy.ndimage.spline_filter with mirror boundaries, in all threads."""
-    coefficients = array.copy()
-    for axis in range(3):
-        blocks = np.array_split(coefficients, _threads(), axis=(axis + 1) % 3)
-
-        def filter_block(block: np.ndarray, axis: int = axis) -> None:
-            if block.size:
-                ndimage.spline_filter1d(block, order, axis, output=block, mode="mirror")
-
-        list(pool.map(filter_block, blocks))
-    return coefficients
-
-
-def _threads() -> int:
-    """Threads to interpolate with: SciPy lets go of Python's lock. A worker process is given one by its environment."""
-    stated = os.environ.get("OMP_NUM_THREADS", "")
-    return min(processors(), int(stated)) if stated.isdigit() and int(stated) else processors()
-
-
-def save_itk_transform(path: str | Path, matrix: np.ndarray) -> None:
-    """Write a motion as an ITK transform file (``.tfm``), which ITK, ANTs, 3D Slicer and SimpleITK read.
-
-    ``antsApplyTransforms -i moving -r fixed -t FILE`` or ``sitk.Resample(moving, fixed, transform)`` then lay the
-    moving image upon the fixed one.
-
-    Args:
-        path: should end in ``.tfm``.
-        matrix: world mm (RAS+) of the fixed image -> world mm of the moving image.
-
-    Raises:
-        BabyAIError: the file could not be written.
-    """
-    import SimpleITK as sitk
-
-    in_lps = _LPS @ matrix @ _LPS
-    transform = sitk.AffineTransform(in_lps[:3, :3].ravel().tolist(), in_lps[:3, 3].tolist())
-    with atomic(path) as temporary:
-        sitk.WriteTransform(transform, str(temporary))
-
-
-def load_itk_transform(path: str | Path) -> np.ndarray:
-    """Read a rigid or affine ITK transform file as a matrix, world mm (RAS+) of the fixed image -> of the moving image.
-
-    Raises:
-        BabyAIError: missing, not a transform file, or not linear.
-    """
-    import SimpleITK as sitk
-
-    try:
-        transform = sitk.ReadTransform(str(path))
-    except RuntimeError:
-        raise BabyAIError(f"{path} is missing or is not an ITK transform file; check the path.") from None
-    if not transform.IsLinear():
-        raise BabyAIError(f"{path} holds a non-linear transform; give a rigid or affine one.")
-    origin, *axes = (np.array(transform.TransformPoint(point)) for point in np.eye(4, 3, -1).tolist())
-    return _LPS @ nib.affines.from_matvec(np.column_stack(axes) - origin[:, None], origin) @ _LPS

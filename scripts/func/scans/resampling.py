@@ -1,0 +1,83 @@
+"""Interpolation of a scan on another grid, under a motion: once, on every processor."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from func.commands import processors
+
+
+def resample(
+    image: nib.Nifti1Image,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+    matrix: np.ndarray | None = None,
+    order: int = 3,
+) -> np.ndarray:
+    """Interpolate an image, once, on another grid, under a motion.
+
+    The spline has mirror boundaries; half a voxel around the outermost voxel centres still belongs to the image and
+    takes their values, beyond that there is 0. Where the image has no negative values, the result has none either, and
+    air that is exactly 0, as around an extracted brain, stays so: the spline's faint ringing there is no signal.
+
+    Args:
+        image: any grid.
+        shape, affine: the grid wanted.
+        matrix: world mm of that grid -> world mm of the image; none by default.
+        order: 3 cubic spline, 1 linear, 0 nearest neighbour (labels).
+
+    Returns:
+        float32 array of shape ``shape``.
+    """
+    array = np.asarray(image.dataobj, dtype=np.float32)
+    to_voxels = np.linalg.inv(image.affine) @ (np.eye(4) if matrix is None else matrix) @ affine
+    last = np.array(array.shape)[:, None] - 1
+    first_not_zero, last_not_zero = np.zeros((3, 1), int), last
+    has_signal = order > 1 and array.min() >= 0
+    if has_signal and array.any():
+        bounds = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        first_not_zero, last_not_zero = (np.array([bound[end] for bound in bounds])[:, None] for end in (0, -1))
+    result = np.zeros(shape, np.float32)
+    plane = np.indices(shape[1:], dtype=float).reshape(2, -1)
+
+    def interpolate(index: int) -> None:
+        voxels = to_voxels[:3, 1:3] @ plane + (to_voxels[:3, 3] + index * to_voxels[:3, 0])[:, None]
+        inside = (voxels >= np.maximum(-0.5 - 1e-4, first_not_zero - 1)).all(axis=0)
+        inside &= (voxels <= np.minimum(last + 0.5 + 1e-4, last_not_zero + 1)).all(axis=0)
+        voxels = np.clip(voxels[:, inside], 0, last)
+        if has_signal:
+            signal = ndimage.map_coordinates(array, voxels, order=1, mode="mirror") > 0
+            inside[inside] = signal
+            voxels = voxels[:, signal]
+        values = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
+        result[index].reshape(-1)[inside] = np.maximum(values, 0) if has_signal else values
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        coefficients = _spline_coefficients(array, order, pool) if order > 1 else array
+        list(pool.map(interpolate, range(shape[0])))
+    return result
+
+
+def _spline_coefficients(array: np.ndarray, order: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    """As scipy.ndimage.spline_filter with mirror boundaries, in all threads."""
+    coefficients = array.copy()
+    for axis in range(3):
+        blocks = np.array_split(coefficients, _threads(), axis=(axis + 1) % 3)
+
+        def filter_block(block: np.ndarray, axis: int = axis) -> None:
+            if block.size:
+                ndimage.spline_filter1d(block, order, axis, output=block, mode="mirror")
+
+        list(pool.map(filter_block, blocks))
+    return coefficients
+
+
+def _threads() -> int:
+    """Threads to interpolate with: SciPy lets go of Python's lock. A worker process is given one by its environment."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return min(processors(), int(stated)) if stated.isdigit() and int(stated) else processors()
