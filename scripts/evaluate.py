@@ -52,7 +52,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
@@ -61,7 +60,6 @@ from func.commands import Tally, in_processes, processors, run_to_the_end, scrip
 from func.errors import warn
 from func.reports.ages import group_of, read_age_groups
 from func.reports.comparisons import find_comparisons, score_comparison, weights_of
-from func.reports.held_out import HELD_OUT_MEANING, draw_held_out, hold_out_slices
 from func.reports.lesions import DIAMETERS, KINDS, LESIONS_MEANING, plant_lesions
 from func.reports.scores import INNER_DEPTH
 from func.reports.tables import (
@@ -78,9 +76,9 @@ from func.reports.tables import (
     write_text,
 )
 from func.scans.bids import Pair, entities_of, find_pairs, slicing_of, stem_of
-from func.scans.case import Case, check_grids, read_case
+from func.scans.case import check_grids, read_case
 from func.scans.hub import find_weights
-from func.scans.nifti import array_of, image_of, to_ras
+from func.scans.nifti import to_ras
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry
 from func.training.splits import add_split, wanted_subjects
 
@@ -250,16 +248,16 @@ def evaluate_held_out_slices(arguments: argparse.Namespace, tally: Tally) -> Non
     Raises:
         BabyAIError: there is no scan, or the tables could not be written.
     """
+    # Imported here, so that scoring results needs no torch.
+    from func.reconstruction.acquired import RawSettings
+    from func.reports.held_out import HELD_OUT_MEANING, draw_held_out, hold_out_slices
+
     reconstructor = load_reconstructor(arguments)
 
-    def in_t2_frame(case: Case):
-        """The isotropic T2w where the stack lies."""
-        result = reconstructor.reconstruct(case, "1mm")
-        to_t2 = np.asarray(result.report["Registration"]["T1wToT2w"])
-        return image_of(array_of(result.image), to_t2 @ result.image.affine)
-
     def score(pair: Pair) -> list[dict]:
-        held_out = hold_out_slices(read_case(pair), in_t2_frame)
+        held_out = hold_out_slices(
+            read_case(pair), lambda kept: reconstructor.reconstruct(kept, RawSettings("t2")).image
+        )
         draw_held_out(arguments.output_dir / f"{pair.name}_held-out-slices.png", held_out)
         labels = {"name": pair.name, "subject": pair.subject}
         return [labels | row for row in held_out.scores()]
@@ -314,7 +312,7 @@ def evaluate_lesions(arguments: argparse.Namespace, tally: Tally) -> None:
 
 
 def load_reconstructor(arguments: argparse.Namespace):
-    """The network asked for; imported here, so that scoring results needs no torch.
+    """The network asked for.
 
     Raises:
         BabyAIError: the weights or the device are not there.

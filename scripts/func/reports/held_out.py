@@ -8,17 +8,17 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import from_matvec, rescale_affine, voxel_sizes
-from scipy import ndimage
+from nibabel.affines import voxel_sizes
 
 from func.errors import BabyAIError
+from func.reconstruction.acquired import StackGrid
 from func.reports.scores import bounding_box, brain_mask, psnr, ssim
 from func.reports.tables import BASELINE, RESULT
 from func.scans.case import Case
 from func.scans.files import atomic
 from func.scans.nifti import array_of, image_of, name_of, to_ras
 from func.scans.resampling import resample
-from func.slices.geometry import SliceGeometry, acquire, stack_geometry, stated_profile
+from func.slices.geometry import acquire, stack_geometry, stated_profile
 
 FEWEST_SLICES = 7
 HELD_OUT_MEANING = (
@@ -34,15 +34,17 @@ _ZOOM = 60  # pixels of 1 mm, the side of the enlarged square
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The slices taken away from a stack: images of 1 mm in-plane, as measured and as predicted by each method."""
+    """The slices taken away from a stack, at 1 mm in-plane: as measured, and as predicted by each method.
 
-    axis: int
-    measured: nib.Nifti1Image
-    predicted: dict[str, nib.Nifti1Image]
+    Attributes:
+        affine: voxel -> world mm of the stack; the slices lie along the last axis.
+        measured: shape (X, Y, count).
+        predicted: method to array of the same shape.
+    """
 
-    @property
-    def count(self) -> int:
-        return self.measured.shape[self.axis]
+    affine: np.ndarray
+    measured: np.ndarray
+    predicted: dict[str, np.ndarray]
 
     def scores(self) -> list[dict]:
         """PSNR (dB) and SSIM of each method inside the head, slice by slice in the plane.
@@ -50,25 +52,20 @@ class HeldOut:
         Raises:
             BabyAIError: the slices hold nothing but air.
         """
-        measured = array_of(self.measured)
-        head = brain_mask(measured)
-        data_range = float(np.percentile(measured[head], 99))
+        head = brain_mask(self.measured)
+        data_range = float(np.percentile(self.measured[head], 99))
+        shown = np.flatnonzero(head.any(axis=(0, 1)))
+        weights = head.sum(axis=(0, 1))[shown]
         found = []
-        for method, image in self.predicted.items():
-            slices = [np.moveaxis(array, self.axis, 0) for array in (measured, array_of(image), head)]
-            similarity = [
-                (mask.sum(), ssim(truth, estimate, data_range, mask))
-                for truth, estimate, mask in zip(*slices, strict=True)
-                if mask.any()
-            ]
-            weights, values = zip(*similarity, strict=True)
+        for method, predicted in self.predicted.items():
+            similarity = [ssim(self.measured[..., k], predicted[..., k], data_range, head[..., k]) for k in shown]
             found.append(
                 {
                     "method": method,
                     "region": "head",
-                    "psnr": psnr(measured, array_of(image), data_range, head),
-                    "ssim": float(np.average(values, weights=weights)),
-                    "slices": self.count,
+                    "psnr": psnr(self.measured, predicted, data_range, head),
+                    "ssim": float(np.average(similarity, weights=weights)),
+                    "slices": len(shown),
                 }
             )
         return found
@@ -99,13 +96,15 @@ def hold_out_slices(case: Case, reconstruct: Callable[[Case], nib.Nifti1Image]) 
     }
     isotropic = reconstruct(Case(case.t1, kept, stated))
 
-    sizes = voxel_sizes(taken.affine)
-    shape = tuple(n if a == axis else max(1, round(n * sizes[a])) for a, n in enumerate(taken.shape))
-    affine = rescale_affine(taken.affine, taken.shape, np.where(np.arange(3) == axis, sizes, 1.0), shape)
-    measured, cubic = (resample(_smoothed_in_plane(scan, axis), shape, affine) for scan in (taken, kept))
-    seen = _seen_by_slices(isotropic, shape, affine, axis, thickness, stated["SliceProfile"])
-    predicted = {BASELINE: image_of(cubic, affine), RESULT: image_of(seen, affine)}
-    return HeldOut(axis, image_of(measured, affine), predicted)
+    profile = stated["SliceProfile"]
+    kept_grid, grid = (StackGrid.around(stack, axis, thickness, 2 * spacing, profile) for stack in (kept, taken))
+    measured = grid.slices_of(taken)
+    kept_slices = image_of(kept_grid.slices_of(kept), kept_grid.slice_affine)
+    predicted = {
+        BASELINE: resample(kept_slices, measured.shape, grid.slice_affine),
+        RESULT: acquire(resample(isotropic, grid.shape, grid.affine), grid.geometry),
+    }
+    return HeldOut(grid.slice_affine, measured, predicted)
 
 
 def every_second(t2: nib.Nifti1Image, axis: int) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
@@ -113,28 +112,6 @@ def every_second(t2: nib.Nifti1Image, axis: int) -> tuple[nib.Nifti1Image, nib.N
     last_kept = (t2.shape[axis] - 1) // 2 * 2
     every_other = slice(0, None, 2), slice(1, last_kept, 2)
     return tuple(t2.slicer[tuple(part if a == axis else slice(None) for a in range(3))] for part in every_other)
-
-
-def _seen_by_slices(
-    isotropic: nib.Nifti1Image, shape: tuple[int, ...], affine: np.ndarray, axis: int, thickness: float, profile: str
-) -> np.ndarray:
-    """What slices with these centres, and as thick as they were, see of an isotropic volume: A x."""
-    spacing = float(voxel_sizes(affine)[axis])
-    planes = max(1, round(spacing))  # of about 1 mm, from one centre to the next
-    margin = int(np.ceil(thickness / spacing * planes))
-    geometry = SliceGeometry(axis, thickness / spacing * planes, planes, margin, shape[axis], profile)
-    steps, origin = np.ones(3), np.zeros(3)
-    steps[axis], origin[axis] = 1 / planes, -margin / planes
-    finer = list(shape)
-    finer[axis] = (shape[axis] - 1) * planes + 2 * margin + 1
-    return acquire(resample(isotropic, tuple(finer), affine @ from_matvec(np.diag(steps), origin)), geometry)
-
-
-def _smoothed_in_plane(t2: nib.Nifti1Image, axis: int) -> nib.Nifti1Image:
-    """The stack, low-passed in-plane so that pixels of 1 mm do not alias."""
-    sizes = voxel_sizes(t2.affine)
-    sigma = [0.0 if a == axis or sizes[a] > 0.8 else 0.425 * np.sqrt(1 / sizes[a] ** 2 - 1) for a in range(3)]
-    return image_of(ndimage.gaussian_filter(array_of(t2), sigma), t2.affine, t2)
 
 
 def draw_held_out(path: Path, held_out: HeldOut) -> None:
@@ -145,11 +122,12 @@ def draw_held_out(path: Path, held_out: HeldOut) -> None:
     """
     from matplotlib.figure import Figure
 
-    images = {"measured slice": held_out.measured, **held_out.predicted}
-    arrays = {title: array_of(to_ras(image)) for title, image in images.items()}
-    axis = int(np.argmax(voxel_sizes(to_ras(held_out.measured).affine)))
+    arrays = {"measured slice": held_out.measured, **held_out.predicted}
+    images = {title: to_ras(image_of(array, held_out.affine)) for title, array in arrays.items()}
+    axis = int(np.argmax(voxel_sizes(images["measured slice"].affine)))
+    arrays = {title: np.moveaxis(array_of(image), axis, 0) for title, image in images.items()}
     measured = arrays["measured slice"]
-    head = np.moveaxis(brain_mask(measured), axis, 0)
+    head = brain_mask(measured)
     fullest = int(head.sum(axis=(1, 2)).argmax())
     box = bounding_box(head[fullest], margin=4)
     white = float(np.percentile(measured[measured > 0], 99.5))
@@ -158,9 +136,10 @@ def draw_held_out(path: Path, held_out: HeldOut) -> None:
     figure = Figure(figsize=(9, 6.4), dpi=120, layout="constrained", facecolor="black")
     panels = figure.subplots(2, len(arrays), squeeze=False)
     for column, (title, array) in zip(panels.T, arrays.items(), strict=True):
-        plane = np.take(array, fullest, axis)
         for panel, part in zip(column, (box, square), strict=True):
-            panel.imshow(plane[part].T, cmap="gray", vmin=0, vmax=white, origin="lower", interpolation="nearest")
+            panel.imshow(
+                array[fullest][part].T, cmap="gray", vmin=0, vmax=white, origin="lower", interpolation="nearest"
+            )
             panel.set_axis_off()
         column[0].set_title(title, color="white", fontsize=10)
     with atomic(path) as temporary:
