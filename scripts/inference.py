@@ -22,11 +22,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, run_to_the_end, script_parser
+from func.commands import Tally, add_overwrite, add_t1w_filter, run_to_the_end, script_parser
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, result_path, stem_of
 from func.scans.case import Case, check_grids, read_case
+from func.scans.dicom import source_name
 from func.scans.hub import find_weights
 from func.scans.provenance import differences, digest, inputs_of
 from func.training.splits import add_split, wanted_subjects
@@ -176,7 +177,7 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
     """
     if arguments.t2:
         return {Pair("", arguments.t1, arguments.t2, stem_of(arguments.t2)): arguments.output}
-    pairs, errors = find_pairs(arguments.data_dir)
+    pairs, errors = find_pairs(arguments.data_dir, arguments.t1w_filter)
     wanted = wanted_subjects(arguments.split, arguments.part)
     pairs = [pair for pair in pairs if wanted(pair.subject)]
     if arguments.split and not pairs:
@@ -204,7 +205,7 @@ def named_sources(pair: Pair, arguments: argparse.Namespace) -> list[str]:
     """T2w and T1w as a result's sidecar names them: relative to the data folder, in a BIDS dataset as BIDS URIs."""
     paths = [path for path in (pair.t2, pair.t1) if path]
     if arguments.t2:
-        return [path.as_posix() for path in paths]
+        return [source_name(path) for path in paths]
     prefix = "bids:raw:" if arguments.bids else ""
     return [prefix + path.relative_to(arguments.data_dir).as_posix() for path in paths]
 
@@ -287,9 +288,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=BIDS,
         help="make the output folder a BIDS derivative dataset, with results in sub-*/[ses-*/]anat",
     )
+    add_t1w_filter(folder)
     one = parser.add_argument_group("one raw pair")
-    one.add_argument("--t1", type=Path, help="isotropic T1w scan")
-    one.add_argument("--t2", type=Path, help="thick-slice T2w scan, with its JSON sidecar beside it if there is one")
+    one.add_argument("--t1", type=Path, help="isotropic T1w scan: a NIfTI file, or a folder of DICOM files")
+    one.add_argument(
+        "--t2",
+        type=Path,
+        help="thick-slice T2w scan: a NIfTI file, with its JSON sidecar beside it if there is one, or a folder of DICOM "
+        "files (of several series in it, one is chosen as in DICOM#5)",
+    )
     one.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
     one.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
     raw = parser.add_argument_group("raw scans, one pair or a folder of them")
@@ -370,19 +377,11 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--residual-map is for one raw infant (--t2, --output)")
     if arguments.bids and not any(one) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
         parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
-    check_outputs(parser, [arguments.t1, arguments.t2], [arguments.output, arguments.residual_map])
-
-
-def check_outputs(parser: argparse.ArgumentParser, inputs: list[Path | None], outputs: list[Path | None]) -> None:
-    """Exit with code 2 where a file to be written is no NIfTI file, or it or its sidecar would replace another."""
-    taken = {(path.resolve().parent, stem_of(path)): "an input" for path in inputs if path}
-    for path in filter(None, outputs):
-        if not path.name.endswith((".nii", ".nii.gz")):
-            parser.error(f"{path} must end in .nii.gz or .nii")
-        key = path.resolve().parent, stem_of(path)
-        if key in taken:
-            parser.error(f"{path} or its JSON sidecar would overwrite {taken[key]}; choose another name")
-        taken[key] = "another output"
+    inputs, outputs = [arguments.t1, arguments.t2], [arguments.output, arguments.residual_map]
+    try:
+        check_outputs(filter(None, outputs), filter(None, inputs))
+    except BabyAIError as error:
+        parser.error(str(error))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import nibabel as nib
 
 from func.errors import collect_warnings, warn
 from func.scans.bids import Pair
+from func.scans.dicom import read_scan
 from func.scans.intensity import FROM_ZERO, Level, level_of, without_spikes
 from func.scans.nifti import (
     array_of,
@@ -16,9 +17,7 @@ from func.scans.nifti import (
     check_same_grid,
     image_of,
     name_of,
-    read_volume,
 )
-from func.scans.sidecars import read_sidecar
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,14 @@ class Case:
 
 
 def read_case(pair: Pair) -> Case:
-    """Read the two scans of a pair and the T2w's sidecar.
+    """Read the two scans of a pair, NIfTI files or folders of DICOM files, and the T2w's sidecar.
 
     Raises:
         BabyAIError: one of the three cannot be read.
     """
     with collect_warnings() as warnings:
-        t1, t2, sidecar = pair.t1 and read_volume(pair.t1), read_volume(pair.t2), read_sidecar(pair.t2)
-    case = Case.of(t1, t2, sidecar)
+        t1 = read_scan(pair.t1)[0] if pair.t1 else None
+        case = Case.of(t1, *read_scan(pair.t2))
     return Case(case.t1, case.t2, case.sidecar, case.level, (*warnings, *case.warnings))
 
 

@@ -194,13 +194,15 @@ def _grey_values(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def _cleaned(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    """The header for float32 results in mm: orientation codes stay, display range and scaling of the source do not."""
+    """The header for float32 results in mm: orientation codes stay, the source's scaling and free text do not."""
     header = header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1.0, 0.0)
     header["cal_min"] = header["cal_max"] = 0
     header["xyzt_units"] = 2
     header["vox_offset"] = 0
+    for text in ("descrip", "aux_file", "intent_name"):  # dcm2niix notes the time of day there
+        header[text] = b""
     return header
 
 

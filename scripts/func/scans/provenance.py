@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from func.errors import BabyAIError
+from func.scans.dicom import dicom_files, is_dicom, source_name
 from func.scans.sidecars import read_sidecar
 
 _TAIL = 2**16  # bytes
@@ -16,11 +17,14 @@ _NO_DIFFERENCE = ("Device", "MinSimilarity")
 
 
 def fingerprint(path: Path) -> str | None:
-    """A digest that changes with a file's content, as hexadecimal digits; None where the file cannot be read.
+    """A digest that changes with a scan's content, as hexadecimal digits; None where it cannot be read.
 
     Of a gzip file the length and the end are read, which holds the checksum of the content; of others everything.
     """
     try:
+        if is_dicom(path):
+            digests = sorted(map(digest, dicom_files(path)))
+            return hashlib.sha256("".join([*digests, source_name(path)]).encode()).hexdigest()
         with path.open("rb") as stream:
             if stream.read(2) != b"\x1f\x8b":
                 return digest(path)

@@ -1,0 +1,200 @@
+"""A folder of DICOM files gives the volume that the scanner saw, each slice in its place, and nobody's name."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
+
+from func.errors import BabyAIError, collect_warnings
+from func.scans.bids import Pair
+from func.scans.case import read_case
+from func.scans.dicom import is_dicom, read_scan, source_name
+from func.scans.nifti import image_of, read_volume, save_volume
+
+SHAPE = (20, 24, 11)  # columns, rows, slices
+VOXEL = (0.9, 0.8, 4.4)  # mm
+ORIGIN = np.array([-30.0, 25.0, -60.0])  # DICOM's world, LPS
+AXIAL = np.eye(3)
+OBLIQUE = nib.eulerangles.euler2mat(0.3, -0.2, 0.25)
+SAGITTAL = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])  # columns: along a row, down a column, across the slices
+PERSONAL = {
+    "PatientName": "Doe^Jane",
+    "PatientID": "19751230-1234",
+    "PatientBirthDate": "20231231",
+    "PatientAge": "003M",
+    "PatientSex": "F",
+    "StudyDate": "20240315",
+    "AcquisitionDate": "20240315",
+    "StudyTime": "101112",
+    "AcquisitionTime": "101112.5",
+    "ContentTime": "101113",
+    "InstitutionName": "St Elsewhere",
+    "ReferringPhysicianName": "House^Gregory",
+    "DeviceSerialNumber": "45678",
+    "StationName": "MRC45678",
+    "AccessionNumber": "A99",
+    "ProtocolName": "T2 Doe Jane",
+    "ImageComments": "Jane moved",
+}
+
+
+def voxels(shape=SHAPE) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 900, shape)
+
+
+def write_series(folder, array=None, axes=AXIAL, skip=(), number=5, description="t2_tse", heights=None, **tags):
+    """A 2-D series of classic DICOM files, a file for each slice."""
+    array = voxels() if array is None else array
+    folder.mkdir(parents=True, exist_ok=True)
+    series = generate_uid()
+    for k in sorted(set(range(array.shape[2])) - set(skip)):
+        image, meta = Dataset(), FileMetaDataset()
+        meta.MediaStorageSOPClassUID = image.SOPClassUID = MRImageStorage
+        meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.file_meta = meta
+        image.Modality, image.Manufacturer, image.MRAcquisitionType = "MR", "Siemens", "2D"
+        image.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
+        image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", series
+        image.SeriesNumber, image.InstanceNumber, image.SeriesDescription = number, k + 1, description
+        image.EchoTime, image.RepetitionTime = 90, 5000
+        height = VOXEL[2] * k if heights is None else heights[k]
+        image.ImagePositionPatient = [f"{value:.8g}" for value in ORIGIN + axes[:, 2] * height]
+        image.ImageOrientationPatient = [f"{value:.8g}" for value in (*axes[:, 0], *axes[:, 1])]
+        image.PixelSpacing, image.SliceThickness, image.SpacingBetweenSlices = [VOXEL[1], VOXEL[0]], 4, VOXEL[2]
+        image.Columns, image.Rows = array.shape[:2]
+        image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+        image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+        image.PixelData = np.ascontiguousarray(array[..., k].T.astype("<u2")).tobytes()
+        for key, value in (PERSONAL | tags).items():
+            setattr(image, key, value)
+        image.save_as(folder / f"{generate_uid()}.dcm", enforce_file_format=True)
+    return folder
+
+
+def assert_every_voxel_in_its_place(image, array, axes, empty=()):
+    """Each voxel of the series is found in the image at its world position, RAS."""
+    indices = np.stack(np.meshgrid(*map(np.arange, array.shape), indexing="ij"), -1).reshape(-1, 3)
+    world = (ORIGIN + (indices * VOXEL) @ axes.T) * [-1, -1, 1]
+    found = nib.affines.apply_affine(np.linalg.inv(image.affine), world)
+    assert np.abs(found - found.round()).max() < 1e-3
+    expected = np.where(np.isin(indices[:, 2], empty), 0, array.reshape(-1))
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[tuple(found.round().astype(int).T)], expected)
+
+
+@pytest.mark.parametrize("axes", [AXIAL, OBLIQUE, SAGITTAL, OBLIQUE * [1, 1, -1]])
+@pytest.mark.parametrize("missing", [(), (5,), (1, 5, 6), (8, 9)])
+def test_every_slice_lies_where_the_scanner_had_it(tmp_path, axes, missing):
+    folder = write_series(tmp_path / "DICOM", axes=axes, skip=missing)
+    with collect_warnings() as told:
+        image, sidecar = read_scan(folder)
+    assert image.shape[2] == SHAPE[2]
+    assert_every_voxel_in_its_place(image, voxels(), axes, missing)
+    empty = [k for k in range(image.shape[2]) if not np.asarray(image.dataobj)[..., k].any()]
+    assert sidecar.get("MissingSlices", []) == empty and len(empty) == len(missing)
+    assert len(told) == bool(missing) and all(f"lacks {len(missing)} of 11 slices" in line for line in told)
+    assert (sidecar["SliceThickness"], sidecar["SpacingBetweenSlices"]) == (4, pytest.approx(4.4))
+
+
+def test_compressed_files_and_an_intercept(tmp_path):
+    folder = write_series(tmp_path / "DICOM", skip=(4,), RescaleSlope=2, RescaleIntercept=-51)
+    for path in folder.iterdir():
+        image = pydicom.dcmread(path)
+        image.compress(RLELossless)
+        image.save_as(path)
+    image, sidecar = read_scan(folder)
+    (plane,) = sidecar["MissingSlices"]
+    array = np.asarray(image.dataobj)
+    assert not array[..., plane].any() and array.min() == -49
+    assert_every_voxel_in_its_place(image_of((array + 51) / 2 * (array != 0), image.affine), voxels(), AXIAL, (4,))
+
+
+def test_slices_missing_at_an_end_are_told_by_their_numbers(tmp_path):
+    with collect_warnings() as told:
+        read_scan(write_series(tmp_path / "DICOM", skip=(0,)))
+    assert len(told) == 1 and "images numbered 1," in told[0]
+
+
+def test_uneven_distances_are_refused(tmp_path):
+    heights = np.arange(SHAPE[2]) * VOXEL[2]
+    heights[6:] += 1.5
+    with pytest.raises(BabyAIError, match=r"4\.40 to 5\.90 mm apart"):
+        read_scan(write_series(tmp_path / "DICOM", heights=heights))
+
+
+def test_nobody_s_name_place_or_time_is_kept(tmp_path):
+    for name, skip in (("whole", ()), ("gap", (3,))):
+        image, sidecar = read_scan(write_series(tmp_path / name, skip=skip))
+        save_volume(tmp_path / f"{name}.nii", image.get_fdata(), image.affine, image)
+        kept = json.dumps(sidecar) + (tmp_path / f"{name}.nii").read_bytes()[:352].decode("latin-1")
+        for value in ("Doe", "Jane", "1975", "2023", "2024", "1011", "10:11", "Elsewhere", "House", "45678", "A99"):
+            assert value not in kept
+    assert source_name(tmp_path / "whole") == "DICOM series"
+    assert source_name(f"{tmp_path / 'whole'}#5") == "DICOM series 5"
+    assert source_name("a/sub-01_T2w.nii.gz") == "a/sub-01_T2w.nii.gz"
+
+
+def test_of_several_series_one_is_named(tmp_path):
+    folder = tmp_path / "DICOM"
+    write_series(folder / "a", number=5)
+    write_series(folder / "b", voxels((20, 24, 7)), number=12, description="t1_mprage")
+    with pytest.raises(BabyAIError, match=r"2 series: 5 \(t2_tse, 11 images\), 12 \(t1_mprage, 7 images\)") as refused:
+        read_scan(folder)
+    example = str(refused.value).split("as in ")[1].split(",")[0]
+    assert read_scan(folder.with_name(example))[0].shape == SHAPE
+    image, _ = read_scan(f"{folder}#12")
+    assert image.shape[2] == 7 and image.get_filename() == f"{folder}#12"
+    with pytest.raises(BabyAIError, match="0 series of that number"):
+        read_scan(f"{folder}#7")
+
+
+def test_of_two_echoes_one_is_named(tmp_path):
+    folder = tmp_path / "DICOM"
+    series = generate_uid()
+    for echo, time in ((1, 20), (2, 90)):
+        tags = {"EchoTime": time, "EchoNumbers": echo, "SeriesInstanceUID": series}
+        write_series(folder, voxels() + echo, skip=(3,) if echo == 2 else (), **tags)
+    with pytest.raises(BabyAIError, match=r"2 volumes: 5_e1, 5_e2; name one, as in DICOM#5_e1"):
+        read_scan(folder)
+    image, sidecar = read_scan(f"{folder}#5_e2")
+    assert_every_voxel_in_its_place(image, voxels() + 2, AXIAL, (3,))
+    assert len(sidecar["MissingSlices"]) == 1 and sidecar["EchoTime"] == pytest.approx(0.09)
+    whole, sidecar = read_scan(f"{folder}#5_e1")
+    assert_every_voxel_in_its_place(whole, voxels() + 1, AXIAL)
+    assert "MissingSlices" not in sidecar
+
+
+def test_other_files_and_copies_do_no_harm(tmp_path):
+    folder = write_series(tmp_path / "DICOM")
+    shutil.copytree(folder, folder / "again")
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (folder / "notes.txt").write_text("Jane slept.")
+    (folder / "empty").touch()
+    (folder / "gone").symlink_to(folder / "nothing")
+    assert_every_voxel_in_its_place(read_scan(folder)[0], voxels(), AXIAL)
+
+
+def test_what_is_no_series_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BabyAIError, match="holds no DICOM images"):
+        read_scan(tmp_path / "empty")
+    for path in write_series(tmp_path / "damaged").iterdir():
+        path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BabyAIError, match=str(tmp_path / "damaged")):
+        read_scan(tmp_path / "damaged")
+    with pytest.raises(BabyAIError, match="does not exist"):
+        read_scan(tmp_path / "absent#5")
+
+
+def test_a_case_may_be_half_dicom(tmp_path):
+    save_volume(tmp_path / "t1.nii.gz", voxels(), np.eye(4))
+    pair = Pair("", tmp_path / "t1.nii.gz", write_series(tmp_path / "DICOM"), "x")
+    case = read_case(pair)
+    assert case.sidecar["SliceThickness"] == 4 and case.t2.shape == SHAPE
+    np.testing.assert_array_equal(case.t1.dataobj, read_volume(pair.t1).dataobj)
+    assert [is_dicom(path) for path in (pair.t1, pair.t2, next(pair.t2.iterdir()))] == [False, True, True]
