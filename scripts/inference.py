@@ -294,8 +294,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument(
         "--t2",
         type=Path,
-        help="thick-slice T2w scan: a NIfTI file, with its JSON sidecar beside it if there is one, or a folder of DICOM "
-        "files (of several series in it, one is chosen as in DICOM#5)",
+        help="thick-slice T2w scan: a NIfTI file, with its JSON sidecar beside it if there is one, or a folder of DICOM"
+        " files (of several series in it, one is chosen as in DICOM#5)",
     )
     one.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
     one.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
@@ -377,11 +377,19 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--residual-map is for one raw infant (--t2, --output)")
     if arguments.bids and not any(one) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
         parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
-    inputs, outputs = [arguments.t1, arguments.t2], [arguments.output, arguments.residual_map]
-    try:
-        check_outputs(filter(None, outputs), filter(None, inputs))
-    except BabyAIError as error:
-        parser.error(str(error))
+    check_outputs(parser, [arguments.t1, arguments.t2], [arguments.output, arguments.residual_map])
+
+
+def check_outputs(parser: argparse.ArgumentParser, inputs: list[Path | None], outputs: list[Path | None]) -> None:
+    """Exit with code 2 where a file to be written is no NIfTI file, or it or its sidecar would replace another."""
+    taken = {(path.resolve().parent, stem_of(path)): "an input" for path in inputs if path}
+    for path in filter(None, outputs):
+        if not path.name.endswith((".nii", ".nii.gz")):
+            parser.error(f"{path} must end in .nii.gz or .nii")
+        key = path.resolve().parent, stem_of(path)
+        if key in taken:
+            parser.error(f"{path} or its JSON sidecar would overwrite {taken[key]}; choose another name")
+        taken[key] = "another output"
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from func.scans.bids import Pair
 from func.scans.case import read_case
 from func.scans.dicom import is_dicom, read_scan, source_name
 from func.scans.nifti import image_of, read_volume, save_volume
+from func.scans.provenance import fingerprint
 
 SHAPE = (20, 24, 11)  # columns, rows, slices
 VOXEL = (0.9, 0.8, 4.4)  # mm
@@ -189,6 +190,14 @@ def test_what_is_no_series_is_told(tmp_path):
         read_scan(tmp_path / "damaged")
     with pytest.raises(BabyAIError, match="does not exist"):
         read_scan(tmp_path / "absent#5")
+
+
+def test_a_result_is_of_these_files(tmp_path):
+    folder = write_series(tmp_path / "DICOM")
+    before = fingerprint(folder)
+    assert before == fingerprint(shutil.copytree(folder, tmp_path / "copy")) != fingerprint(folder.with_name("DICOM#5"))
+    next(folder.iterdir()).unlink()
+    assert fingerprint(folder) not in (before, None)
 
 
 def test_a_case_may_be_half_dicom(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from func.errors import BabyAIError, collect_warnings
 from func.scans.files import save_json
-from func.scans.sidecars import check_outputs, read_sidecar
+from func.scans.sidecars import read_sidecar
 
 
 class TestSidecars:
@@ -105,29 +105,3 @@ class TestInheritance:
         scan = self.dataset(tmp_path, ["T2w.json"])
         monkeypatch.chdir(scan.parent)
         assert read_sidecar(scan.name)["Nearest"] == "T2w.json"
-
-
-@pytest.mark.parametrize(
-    ("outputs", "clash"),
-    [
-        (["out/a.nii.gz"], None),
-        (["b.nii.gz", "c.nii.gz"], None),
-        (["a.nii.gz"], "a.nii.gz"),
-        (["a.nii"], "a.nii.gz"),  # one JSON file for both
-        (["../in/a.nii"], "a.nii.gz"),
-        (["b.nii.gz", "b.nii.gz"], "b.nii.gz"),
-        (["b.nii", "b.nii.gz"], "b.nii"),
-        (["link.nii.gz"], "a.nii.gz"),
-    ],
-)
-def test_outputs_that_clash(tmp_path, outputs, clash):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "a.nii.gz").touch()
-    (folder / "link.nii.gz").symlink_to(folder / "a.nii.gz")
-    paths = [folder / name for name in outputs]
-    if clash is None:
-        check_outputs(paths, [folder / "a.nii.gz"])
-    else:
-        with pytest.raises(BabyAIError, match=f"would overwrite .*/{clash} or its JSON file"):
-            check_outputs(paths, [folder / "a.nii.gz"])

@@ -33,22 +33,6 @@ def read_sidecar(path: str | Path) -> dict:
     return content
 
 
-def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse volumes that would overwrite an input, its sidecar, or each other (``a.nii`` and ``a.nii.gz`` share one).
-
-    Raises:
-        BabyAIError: with the two that clash.
-    """
-    taken: dict[Path, Path] = {}
-    for path in inputs:
-        taken |= dict.fromkeys((path.resolve(), sidecar_path(path).resolve()), path)
-    for path in outputs:
-        files = path.resolve(), sidecar_path(path).resolve()
-        if other := next((taken[file] for file in files if file in taken), None):
-            raise BabyAIError(f"{path} would overwrite {other} or its JSON file; choose another name.")
-        taken |= dict.fromkeys(files, path)
-
-
 def _applicable(scan: Path) -> list[Path]:
     """The sidecars that apply to a scan, those that override the others last."""
     if not entities_of(scan):
