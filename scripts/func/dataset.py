@@ -2,23 +2,27 @@
 
 Thick slices are made on the fly from the isotropic T2w; scans that are already there in thick slices (see
 scripts/synthesize_anisotropic.py) are used as well. A sample depends on the seed and on its own number alone, so that
-it is the same whichever process, worker or resumed run draws it.
+it is the same whichever process, worker or resumed run draws it. Samples of the compact recipe are made in PyTorch,
+on the processor by worker processes or on the GPU that trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset, default_collate
 
 from func.networks.guidance import network_inputs
 from func.networks.patches import tile_axis
 from func.scans.intensity import Scale, scale_of
+from func.slices.filters import smooth
 from func.slices.geometry import (
     AXIS_ACROSS,
     SliceGeometry,
@@ -39,13 +43,13 @@ from func.training.augmentation import (
     tilted_stack,
     with_lesions,
 )
-from func.training.subjects import Subject
+from func.training.subjects import Subject, ThickScan
 
 
 class ThickSliceSamples(Dataset):
     """What the compact network learns from: random crops, seen in random thick slices.
 
-    Sample ``number`` is a dictionary of float32 arrays, with P = ``patch`` and the slices stacked along the last axis:
+    Sample ``number`` is a dictionary of float32 tensors, with P = ``patch`` and the slices stacked along the last axis:
 
         inputs      (7, P, P, P)  what the network is told (func.networks.guidance)
         truth       (P, P, P)     the isotropic T2w
@@ -62,6 +66,7 @@ class ThickSliceSamples(Dataset):
         shares: how often each subject is drawn, in any unit.
         seed: picks the samples, together with their numbers.
         patch: crop size in voxels, a multiple of 8.
+        device: where the scans are kept and samples are made.
     """
 
     THICKNESSES = (2.0, 3.0, 4.0, 5.0)
@@ -90,64 +95,65 @@ class ThickSliceSamples(Dataset):
     UNKNOWN_GEOMETRY = 0.12
     TILTED = 0.7  # of those with unknown geometry
 
-    def __init__(self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56):
-        self.subjects = [_at_least(subject, patch) for subject in subjects]
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        shares: Sequence[float],
+        seed: int,
+        patch: int = 56,
+        device: str | torch.device = "cpu",
+    ):
+        self._heads = [_Head.of(subject, patch, device) for subject in subjects]
         self.shares = np.asarray(shares, float) / np.sum(shares)
         self.seed, self.patch = seed, patch
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, number))
-        subject = self.subjects[rng.choice(len(self.subjects), p=self.shares)]
+        head = self._heads[rng.choice(len(self._heads), p=self.shares)]
         if rng.random() >= self.UNKNOWN_GEOMETRY:
-            return self._with_geometry(subject, rng)
-        return self._without_geometry(subject, rng)
+            return self._with_geometry(head, rng)
+        return self._without_geometry(head, rng)
 
-    def _with_geometry(self, subject: Subject, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def batch(self, numbers: Iterable[int]) -> dict[str, Tensor]:
+        """Samples stacked along a new first axis."""
+        return default_collate([self[number] for number in numbers])
+
+    def _with_geometry(self, head: _Head, rng: np.random.Generator) -> dict[str, Tensor]:
         size = self.patch
         scan = None
-        if subject.scans and rng.random() < self.FROM_FILE:
-            scan = subject.scans[rng.integers(len(subject.scans))]
-        axis = int(rng.integers(3)) if scan is None else scan.geometry.axis
-        turn = _Turn(axis, rng)
-        t1, t2, inner = turn(subject.t1), turn(subject.t2), turn(_inner_of(subject))
-        corner = self._corner(inner, rng)
-        column = tuple(slice(at, at + size) for at in corner[:2])
+        if head.scans and rng.random() < self.FROM_FILE:
+            scan = head.scans[rng.integers(len(head.scans))]
+        turn = _Turn(int(rng.integers(3)) if scan is None else scan.geometry.axis, rng)
+        corner = self._corner(turn.view(head.inner), rng)
         planes = slice(corner[2], corner[2] + size)
-        t1, t2, inner = np.float32(t1[column]), np.float32(t2[column]), inner[column]
+        length = turn.view(head.inner).shape[2]
+        start, shape = (corner[0], corner[1], 0), (size, size, length)
+        t1, t2, inner = (turn.cut(volume, start, shape) for volume in (head.t1, head.t2, head.counts))
         if scan is None:
-            t1, t2 = self._changed(t1, t2, inner, planes, subject.invented, rng)
-            geometry = self._random_geometry(t2.shape[2], rng)
+            t1, t2 = self._changed(t1, t2, _places(turn.view(head.inner), start, corner, size), head.invented, rng)
+            geometry = self._random_geometry(length, rng)
             slices = acquire(t2, geometry)
         else:
-            geometry = scan.geometry.on_axis(2, t2.shape[2] if turn.reverses else None)
-            slices = turn(scan.array)[column]
+            geometry = scan.geometry.on_axis(2, length if turn.reverses else None)
+            slices = turn.cut(scan.array, start, (size, size, geometry.count))
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
         slices = noisy(slices, noise, rng)
-        upsampled = upsample(slices, geometry, t2.shape[2])
+        upsampled = upsample(slices, geometry, length)
         inputs = network_inputs(self._scanned_t1(t1, rng), upsampled, slices, geometry)
-        weight = np.where(inner[..., planes], 1, self.RIM_WEIGHT)
-        return _sample(
-            inputs[..., planes],
-            t2[..., planes],
-            upsampled[..., planes],
-            weight,
-            slices,
-            geometry,
-            planes,
-            (noise / 0.05) ** 2,
-        )
+        t2, upsampled, inner = (volume[..., planes] for volume in (t2, upsampled, inner))
+        damping = (noise / 0.05) ** 2
+        return _sample(inputs[..., planes], t2, upsampled, self._weight(inner), slices, geometry, planes, damping)
 
-    def _without_geometry(self, subject: Subject, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _without_geometry(self, head: _Head, rng: np.random.Generator) -> dict[str, Tensor]:
         size = self.patch
         turn = _Turn(int(rng.integers(3)), rng)
-        t1, t2, inner = turn(subject.t1), turn(subject.t2), turn(_inner_of(subject))
-        corner = self._corner(inner, rng)
+        corner = self._corner(turn.view(head.inner), rng)
         tilted = rng.random() < self.TILTED
         # What a tilt, the slices and the splines between them may bring in from beside the crop.
         margin = np.array([12, 12, 20] if tilted else [0, 0, 12])
-        t1, t2, inner = (_block(scan, corner - margin, size + 2 * margin) for scan in (t1, t2, inner))
-        t1, t2 = np.float32(t1), np.float32(t2)
-        t1, t2 = self._changed(t1, t2, inner, slice(margin[2], margin[2] + size), subject.invented, rng)
+        start = corner - margin
+        t1, t2, inner = (turn.cut(volume, start, size + 2 * margin) for volume in (head.t1, head.t2, head.counts))
+        t1, t2 = self._changed(t1, t2, _places(turn.view(head.inner), start, corner, size), head.invented, rng)
         geometry = self._random_geometry(t2.shape[2], rng)
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
         if tilted:
@@ -155,12 +161,15 @@ class ThickSliceSamples(Dataset):
         else:
             upsampled = upsample(noisy(acquire(t2, geometry), noise, rng), geometry, t2.shape[2])
         t1 = self._scanned_t1(t1, rng)
-        order = rng.permutation(3)
+        order = rng.permutation(3).tolist()
+        crop = tuple(slice(m, m + size) for m in margin)
         t1, t2, upsampled, inner = (
-            None if scan is None else scan[tuple(slice(m, m + size) for m in margin)].transpose(order)
-            for scan in (t1, t2, upsampled, inner)
+            None if volume is None else volume[crop].permute(order) for volume in (t1, t2, upsampled, inner)
         )
-        return _sample(network_inputs(t1, upsampled), t2, upsampled, np.where(inner, 1, self.RIM_WEIGHT))
+        return _sample(network_inputs(t1, upsampled), t2, upsampled, self._weight(inner))
+
+    def _weight(self, inner: Tensor) -> Tensor:
+        return torch.where(inner > 0, 1.0, self.RIM_WEIGHT)
 
     def _corner(self, inner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """First voxel of a crop that is inner brain for the most part, or the fullest of twenty."""
@@ -184,45 +193,37 @@ class ThickSliceSamples(Dataset):
         return SliceGeometry.fitting(2, length, thickness, spacing, first, profile)
 
     def _changed(
-        self,
-        t1: np.ndarray,
-        t2: np.ndarray,
-        inner: np.ndarray,
-        planes: slice,
-        invented: bool,
-        rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The head as another scanner might have shown it, or another patient's, with lesions between the planes."""
+        self, t1: Tensor, t2: Tensor, places: np.ndarray, invented: bool, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The head as another scanner might have shown it, or another patient's, with lesions at some of the places."""
         scans = [t1, t2]
-        if rng.random() < self.LESIONS and (places := np.argwhere(inner[..., planes])).size:
-            places[:, 2] += planes.start
+        if rng.random() < self.LESIONS and len(places):
             scans = list(with_lesions(t1, t2, places, rng))
         for index in range(2):
             if rng.random() < self.NEW_CONTRAST or (invented and index == 1):
                 scans[index] = random_contrast(scans[index], rng)
             if rng.random() < self.BIAS:
-                scans[index] = scans[index] * bias_field(scans[index].shape, rng)
-            scans[index] = scans[index] * np.float32(rng.uniform(0.85, 1.15))
+                scans[index] = scans[index] * bias_field(scans[index], rng)
+            scans[index] = scans[index] * rng.uniform(0.85, 1.15)
         if rng.random() < self.SOFT:
             # Many scans hold less detail than their voxels could, and where there is none, none must be invented.
             softness = rng.uniform(*self.SOFTNESS)
             for index in (0, 1) if rng.random() < 0.5 else (1,):
-                scans[index] = ndimage.gaussian_filter(scans[index], softness)
+                scans[index] = smooth(scans[index], [softness] * 3)
         if rng.random() < self.FINE_IN_PLANE:
             softness = in_plane_softness(rng.uniform(*self.IN_PLANE))
-            scans[1] = ndimage.gaussian_filter(scans[1], (softness, softness, 0))
+            scans[1] = smooth(scans[1], (softness, softness, 0))
         return scans[0], scans[1]
 
-    def _scanned_t1(self, t1: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    def _scanned_t1(self, t1: Tensor, rng: np.random.Generator) -> Tensor | None:
         """The T1w of that head as it may be: none at all, in thick slices, beside the T2w, or noisy."""
         if rng.random() < self.NO_T1:
             return None
         if rng.random() < self.THICK_T1:
             t1 = thick_scan(t1, rng.uniform(*self.T1_THICKNESS), int(rng.integers(3)), rng)
         if rng.random() < self.MISALIGNMENT:
-            air = t1 == 0
-            t1 = shifted(t1, rng.uniform(-self.LARGEST_SHIFT, self.LARGEST_SHIFT, 3))
-            t1[air] = 0
+            offset = rng.uniform(-self.LARGEST_SHIFT, self.LARGEST_SHIFT, 3)
+            t1 = shifted(t1, offset) * (t1 != 0)
         if rng.random() < self.T1_NOISE:
             t1 = noisy(t1, rng.uniform(0, 0.03), rng)
         return t1
@@ -233,8 +234,35 @@ def in_plane_softness(spacing: float) -> float:
     return 0.425 * np.sqrt(1 - spacing**2)
 
 
-def _inner_of(subject: Subject) -> np.ndarray:
-    return subject.t2 > 0 if subject.inner is None else subject.inner
+@dataclass(frozen=True)
+class _Head:
+    """A subject to cut crops from, at least a patch long; the scans, and where errors count fully, on the device."""
+
+    t1: Tensor
+    t2: Tensor
+    counts: Tensor
+    inner: np.ndarray
+    invented: bool
+    scans: tuple[ThickScan, ...]
+
+    @classmethod
+    def of(cls, subject: Subject, patch: int, device: str | torch.device) -> _Head:
+        missing = [max(0, patch - n) for n in subject.t2.shape]
+
+        def padded(array: np.ndarray, axis: int | None = None) -> np.ndarray:
+            return np.pad(array, [(0, 0 if a == axis else m) for a, m in enumerate(missing)])
+
+        inner = padded(subject.t2 > 0 if subject.inner is None else subject.inner)
+        t1, t2, counts = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            for array in (padded(subject.t1), padded(subject.t2), inner.view(np.uint8))
+        )
+        scans = tuple(
+            replace(scan, array=torch.from_numpy(padded(scan.array, scan.geometry.axis)).to(device))
+            for scan in subject.scans
+            if scan.geometry
+        )
+        return cls(t1, t2, counts, inner, subject.invented, scans)
 
 
 class _Turn:
@@ -246,24 +274,29 @@ class _Turn:
         self._steps = rng.choice([-1, 1], 3)
         self.reverses = self._steps[2] < 0  # the axis that comes last
 
-    def __call__(self, array: np.ndarray) -> np.ndarray:
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """The turned array, which shares its memory."""
         return array.transpose(self._order)[tuple(slice(None, None, step) for step in self._steps)]
 
+    def cut(self, volume: Tensor, start: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """A part of the turned volume, float32, with zeros where it reaches beyond."""
+        turned = volume.permute(self._order)
+        part, padding, flips = [], [], []
+        for axis, (first, size, step) in enumerate(zip(start, shape, self._steps, strict=True)):
+            length = turned.shape[axis]
+            if step < 0:
+                first = length - first - size
+                flips.append(axis)
+            before, after = max(0, -first), max(0, first + size - length)
+            part.append(slice(first + before, first + size - after))
+            padding = [before, after, *padding]
+        return functional.pad(turned[tuple(part)].float(), [int(n) for n in padding]).flip(flips)
 
-def _at_least(subject: Subject, length: int) -> Subject:
-    """The subject with zeros added behind each axis that is shorter than this."""
-    missing = [max(0, length - n) for n in subject.t2.shape]
-    if not any(missing):
-        return subject
-    scans = tuple(
-        replace(
-            scan, array=np.pad(scan.array, [(0, 0 if a == scan.geometry.axis else m) for a, m in enumerate(missing)])
-        )
-        for scan in subject.scans
-    )
-    widths = [(0, m) for m in missing]
-    inner = None if subject.inner is None else np.pad(subject.inner, widths)
-    return replace(subject, t1=np.pad(subject.t1, widths), t2=np.pad(subject.t2, widths), inner=inner, scans=scans)
+
+def _places(inner: np.ndarray, start: Sequence[int], corner: Sequence[int], size: int) -> np.ndarray:
+    """Voxels of the inner brain in the crop at ``corner``, counted from ``start``: shape (count, 3)."""
+    crop = inner[tuple(slice(at, at + size) for at in corner)]
+    return np.argwhere(crop) + (np.asarray(corner) - start)
 
 
 def _block(volume: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
@@ -277,18 +310,18 @@ def _block(volume: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.
 
 
 def _sample(
-    inputs: np.ndarray,
-    truth: np.ndarray,
-    upsampled: np.ndarray,
-    weight: np.ndarray,
-    slices: np.ndarray | None = None,
+    inputs: Tensor,
+    truth: Tensor,
+    upsampled: Tensor,
+    weight: Tensor,
+    slices: Tensor | None = None,
     geometry: SliceGeometry | None = None,
     crop: slice = slice(0, 0),
     damping: float = 0.0,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Tensor]:
     """A sample from crops; ``slices`` and ``geometry`` are of the whole columns, of which ``crop`` are the planes."""
     size = truth.shape[2]
-    projection, offset = np.zeros((size, size)), np.zeros_like(truth)
+    projection, offset = truth.new_zeros(size, size), torch.zeros_like(truth)
     inside = slice(0, 0) if geometry is None else _slices_inside(geometry, crop)
     if inside.stop > inside.start:
         inner = replace(
@@ -297,22 +330,21 @@ def _sample(
             count=inside.stop - inside.start,
         )
         correction = consistency_matrix(inner, size, damping)
-        projection = correction @ slice_matrix(inner, size)
+        projection = truth.new_tensor(correction @ slice_matrix(inner, size))
         offset = along(correction, slices[..., inside], 2)
         distance = np.abs(np.subtract.outer(np.arange(size), inner.centers)).min(axis=1)
-        weight = weight * (distance <= max(geometry.thickness, geometry.spacing) / 2)
-    arrays = {
+        weight = weight * truth.new_tensor(distance <= max(geometry.thickness, geometry.spacing) / 2)
+    error = upsampled - upsampled @ projection.T + offset - truth
+    baseline = [(weight * error.abs()).mean(), (weight * error.square()).mean().sqrt()]
+    sample = {
         "inputs": inputs,
         "truth": truth,
         "projection": projection,
         "offset": offset,
         "weight": weight,
+        "baseline": torch.stack(baseline),
     }
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
-    error = upsampled - along(arrays["projection"], upsampled, 2) + arrays["offset"] - truth
-    mean_square = (arrays["weight"] * np.square(error)).mean()
-    arrays["baseline"] = np.array([(arrays["weight"] * np.abs(error)).mean(), np.sqrt(mean_square)], np.float32)
-    return arrays
+    return {name: tensor.contiguous() for name, tensor in sample.items()}
 
 
 def _slices_inside(geometry: SliceGeometry, crop: slice) -> slice:

@@ -17,7 +17,7 @@ from matplotlib.patches import FancyBboxPatch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from func.errors import BabyAIError
-from func.networks.guidance import suggested_detail
+from func.networks.guidance import CHANNELS, network_inputs
 from func.networks.weights import load_weights
 from func.phantom import infant_brain
 from func.reconstruction.reconstructor import Reconstructor
@@ -99,8 +99,9 @@ def run_pipeline(weights_name: str) -> Stages:
     result = np.asarray(result.dataobj)
     gain = score_brain(truth, result).psnr - score_brain(truth, cubic).psnr
     t1_scale, t2_scale = zero_based_scale(t1), zero_based_scale(truth)
-    detail, _ = suggested_detail(t1_scale.apply(t1), t2_scale.apply(slices), geometry)
     scaled = [t2_scale.apply(volume) for volume in (slices, cubic, result, truth)]
+    inputs = network_inputs(t1_scale.apply(t1), scaled[1], scaled[0], geometry)
+    detail = inputs[CHANNELS.index("suggested detail")]
     widths = (weights.network.head.in_channels, *(down.out_channels for down in weights.network.downs))
     return Stages(t1_scale.apply(t1), *scaled[:2], detail, *scaled[2:], geometry, widths, gain)
 

@@ -3,9 +3,10 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
-from func.networks.guidance import likelier_profile, suggested_detail, t1_offset
+from func.networks.guidance import head_share, likelier_profile, network_inputs, suggested_detail, t1_offset
 from func.reports.quality import quality_of
 from func.reports.scores import brain_mask, score_brain
 from func.slices.geometry import SliceGeometry, acquire, upsample
@@ -53,9 +54,36 @@ def test_the_suggested_detail_is_nearer_the_truth(scans):
     t1, t2 = scans
     slices, geometry = sliced(t2, 4.0)
     cubic = upsample(slices, geometry, t2.shape[2])
-    detail, t1_detail = suggested_detail(t1, slices, geometry)
+    detail, t1_detail = (part.numpy() for part in suggested_detail(*map(torch.from_numpy, (t1, slices)), geometry))
     assert np.square(cubic + detail - t2).mean() < 0.7 * np.square(cubic - t2).mean()
     np.testing.assert_allclose(acquire(t1_detail, geometry), acquire(t1, geometry) * 0, atol=0.2)
+
+
+def test_without_a_t1w_nothing_is_suggested(scans):
+    t1, t2 = scans
+    slices, geometry = sliced(t2, 3.0)
+    cubic = upsample(slices, geometry, t2.shape[2])
+    told, alone = (network_inputs(scan, cubic, slices, geometry) for scan in (t1, None))
+    np.testing.assert_array_equal(alone[2:5], told[2:5])
+    np.testing.assert_array_equal(alone[1], cubic)
+    assert not alone[0].any() and not alone[5:].any()
+    assert np.abs(told[1] - cubic).max() > 0.1
+
+
+def test_the_head_is_what_is_not_air():
+    """As SciPy's morphology tells it: specks of dark inside are head, the dark outside and what is zero are air."""
+    rng = np.random.default_rng(0)
+    distance = np.linalg.norm(np.indices((30, 32, 34)) - 16, axis=0)
+    t1 = np.where(distance < 11, 0.5, 0).astype(np.float32)
+    t1[(distance < 8) & (rng.random(t1.shape) < 0.1)] = 0.01
+    t1[12:18, 12:18, 12:18] = 0.01
+    t1[16, 16, 16] = 0
+    share = head_share(torch.from_numpy(t1)).numpy()
+    dark = t1 <= 0.02
+    head = ~((t1 == 0) | ndimage.binary_opening(dark))
+    deep = ndimage.binary_erosion(head, np.ones((3, 3, 3)), border_value=1)
+    assert (share[deep] == 1).all() and (share[~head] == 0).all()
+    assert (head & dark).any() and not head[13:17, 13:17, 13:17].any() and not (head & (distance > 11)).any()
 
 
 def test_a_t1w_off_the_t2w_costs_little_and_is_warned_of(scans):

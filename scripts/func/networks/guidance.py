@@ -1,25 +1,27 @@
 """What the compact network is told about a case: the scans, the detail that the T1w suggests, and the slice geometry.
 
-Arrays here have the slices stacked along their last axis and intensities of about 0 to 1 (see func.scans.intensity).
+Volumes here have the slices stacked along their last axis and intensities of about 0 to 1 (see func.scans.intensity).
+They are torch tensors, on any device, since training makes its samples on the GPU; NumPy arrays are taken as well.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage
+import torch
+from torch import Tensor
+from torch.nn import functional
 
-from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, along, upsample
+from func.slices.filters import smooth
+from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, upsample
 
 CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
 
 LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
 
-_IN_PLANE_SIGMA = 2.5  # voxels
-_THROUGH_PLANE_SIGMA = 0.9  # slices
+_NEIGHBOURHOOD = (2.5, 2.5, 0.9)  # Gaussian, voxels in-plane and slices
 _NOISE = 0.07  # of the T1w's range: contrast in the T1w below this suggests nothing
 _STEEPEST = 2.0
 _FAINTEST = 0.02  # of the T1w's range: what is fainter is air
@@ -28,17 +30,12 @@ _PROFILE_SLAB = 60  # voxels, across the head's middle, in which the slice profi
 _OFFSET_SLAB = 24  # voxels, likewise, for the T1w's offset
 _FARTHEST = 3  # voxels that the T1w is looked for
 _CLEARLY = 0.9  # of the misfit: a whole step is taken only where that is what it leaves
-_RIM_SIGMA = 2.0  # voxels
+_RIM_SIGMAS = (2.0, 2.0, 2.0)  # voxels
 _RIM_BRIGHTNESS = 0.7  # of the T1w's around it: a voxel at the rim that reaches this is wholly head
 
 
-def network_inputs(
-    t1: np.ndarray | None,
-    upsampled: np.ndarray,
-    slices: np.ndarray | None = None,
-    geometry: SliceGeometry | None = None,
-) -> np.ndarray:
-    """The seven input channels of the compact network (see CHANNELS).
+def network_inputs(t1, upsampled, slices=None, geometry: SliceGeometry | None = None):
+    """The seven input channels of the compact network (see CHANNELS), of NumPy arrays or torch tensors.
 
     Args:
         t1: T1w, shape (X, Y, Z); None where there is none, which the network sees as air that suggests nothing.
@@ -47,18 +44,20 @@ def network_inputs(
         geometry: of these slices, along axis 2.
 
     Returns:
-        float32 array of shape (7, X, Y, Z). The second is the T2w with the suggested detail already added.
+        float32, shape (7, X, Y, Z). The second is the T2w with the suggested detail already added.
     """
-    inputs = np.zeros((len(CHANNELS), *upsampled.shape), dtype=np.float32)
+    if isinstance(upsampled, np.ndarray):
+        volumes = (None if volume is None else _tensor(volume) for volume in (t1, upsampled, slices))
+        return network_inputs(*volumes, geometry).numpy()
+    inputs = upsampled.new_zeros((len(CHANNELS), *upsampled.shape))
     inputs[1] = upsampled
     if t1 is not None:
         inputs[0] = t1
     if geometry is None:
         return inputs
-    length = upsampled.shape[2]
-    planes = (np.arange(length) - geometry.first_center) / geometry.spacing
+    planes = (np.arange(upsampled.shape[2]) - geometry.first_center) / geometry.spacing
     nearest = np.clip(np.round(planes), 0, geometry.count - 1)
-    inputs[2] = np.minimum(2 * np.abs(planes - nearest), 2)
+    inputs[2] = inputs.new_tensor(np.minimum(2 * np.abs(planes - nearest), 2))
     inputs[3] = profile_width(geometry) / 2
     inputs[4] = geometry.spacing / 4
     if t1 is not None:
@@ -67,13 +66,17 @@ def network_inputs(
     return inputs
 
 
+def _tensor(volume: Tensor | np.ndarray) -> Tensor:
+    return volume if isinstance(volume, Tensor) else torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+
+
 def profile_width(geometry: SliceGeometry) -> float:
     """Standard deviation of the slice profile, in voxels."""
     box, gaussian = geometry.thickness / math.sqrt(12), geometry.thickness / FWHM_PER_SIGMA
     return {"box": box, "gaussian": gaussian, "point": 0.0}[geometry.profile]
 
 
-def suggested_detail(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> tuple[np.ndarray, np.ndarray]:
+def suggested_detail(t1: Tensor, slices: Tensor, geometry: SliceGeometry) -> tuple[Tensor, Tensor]:
     """The through-plane detail that the T2w would have if it followed the T1w as it does, locally, between its slices.
 
     A guided filter (He et al., IEEE TPAMI 35(6), 2013): T2w = slope x T1w + intercept inside the head, nothing in the
@@ -93,19 +96,18 @@ def suggested_detail(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry
     return detail, t1_detail
 
 
-def likelier_profile(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> str:
+def likelier_profile(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: SliceGeometry) -> str:
     """``box`` or ``point``: whichever lets the T1w, cut into slices alike, explain the T2w's slices better.
 
     Slices that average over their thickness have softer outlines and contrasts than single planes; the T1w tells how
     soft. In 4 infants x 3 directions x 4 thicknesses this was right for every box, Gaussian and point profile.
     """
     slab = _middle(t1, _PROFILE_SLAB)
-    return min(
-        ("box", "point"), key=lambda profile: _misfit(t1[slab], slices[slab], replace(geometry, profile=profile))
-    )
+    t1, slices = _tensor(t1[slab]), _tensor(slices[slab])
+    return min(("box", "point"), key=lambda profile: _misfit(t1, slices, replace(geometry, profile=profile)))
 
 
-def t1_offset(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> np.ndarray:
+def t1_offset(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: SliceGeometry) -> np.ndarray:
     """How far the T1w would have to move to fit the T2w best, in voxels along each axis, shape (3,).
 
     The place where the T1w, cut into slices alike, explains the T2w's slices best: the lowest of whole steps along each
@@ -113,12 +115,13 @@ def t1_offset(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> np
     movement to 0.15 mm.
     """
     slab = _middle(t1, _OFFSET_SLAB)
+    t1, slices = _tensor(t1), _tensor(slices[slab])
     seen: dict[tuple[int, ...], float] = {}
 
     def misfit(step: np.ndarray) -> float:
         key = tuple(step.tolist())
         if key not in seen:
-            seen[key] = _misfit(np.roll(t1, key, (0, 1, 2))[slab], slices[slab], geometry)
+            seen[key] = _misfit(torch.roll(t1, key, (0, 1, 2))[slab], slices, geometry)
         return seen[key]
 
     best = np.zeros(3, int)
@@ -138,52 +141,60 @@ def t1_offset(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> np
     return offset
 
 
-def _middle(volume: np.ndarray, thickness: int) -> slice:
+def _middle(volume: Tensor | np.ndarray, thickness: int) -> slice:
     middle = volume.shape[0] // 2
     return slice(max(middle - thickness // 2, 0), middle + thickness // 2)
 
 
-def _misfit(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> float:
+def _misfit(t1: Tensor, slices: Tensor, geometry: SliceGeometry) -> float:
     """What the T1w, cut into slices, leaves unexplained of the T2w's: the sum of squares where there is head."""
     t1_slices, share = (acquire(volume, geometry) for volume in (t1, head_share(t1)))
     slope, intercept = _fit(t1_slices, share, slices)
     missed = slices - slope * t1_slices - intercept * share
-    return float(np.square(missed[(share > 0) | (slices > _FAINTEST)]).sum())
+    return float(missed[(share > 0) | (slices > _FAINTEST)].square().sum(dtype=torch.float64))
 
 
-def _fit(t1_slices: np.ndarray, share: np.ndarray, slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit(t1_slices: Tensor, share: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
     """Local slope and intercept of T2w = slope x T1w + intercept x share of head, where slices are partly air."""
+
+    def weighed(values: Tensor) -> Tensor:
+        return smooth(share * values, _NEIGHBOURHOOD, "constant") / weight
+
     # The head's own intensities there, weighted by how much of it there is.
-    inside = np.maximum(share, _LEAST_SHARE)
+    inside = share.clamp(min=_LEAST_SHARE)
     own_t1, own_t2 = t1_slices / inside, slices / inside * (share > 0)
-    weight = np.maximum(_smooth(share), 1e-3)
-    mean_t1, mean_t2 = _smooth(share * own_t1) / weight, _smooth(share * own_t2) / weight
-    variance = np.maximum(_smooth(share * own_t1**2) / weight - mean_t1**2, 0)
-    covariance = _smooth(share * own_t1 * own_t2) / weight - mean_t1 * mean_t2
-    slope = np.clip(covariance / (variance + _NOISE**2), -_STEEPEST, _STEEPEST)
+    weight = smooth(share, _NEIGHBOURHOOD, "constant").clamp(min=1e-3)
+    mean_t1, mean_t2 = weighed(own_t1), weighed(own_t2)
+    variance = (weighed(own_t1.square()) - mean_t1.square()).clamp(min=0)
+    covariance = weighed(own_t1 * own_t2) - mean_t1 * mean_t2
+    slope = (covariance / (variance + _NOISE**2)).clamp(-_STEEPEST, _STEEPEST)
     return slope, mean_t2 - slope * mean_t1
 
 
-def head_share(t1: np.ndarray) -> np.ndarray:
+def head_share(t1: Tensor) -> Tensor:
     """How much of each voxel is head, not air: 0 to 1; at the head's rim as the T1w's brightness there tells."""
     # Zero is what brain extraction leaves; a voxel that is merely dark is no air by itself.
-    head = ~((t1 == 0) | ndimage.binary_opening(t1 <= _FAINTEST))
-    deep = ndimage.binary_erosion(head, np.ones((3, 3, 3)), border_value=1)
-    weight = ndimage.gaussian_filter(deep.astype(np.float32), _RIM_SIGMA)
-    around = ndimage.gaussian_filter(t1 * deep, _RIM_SIGMA) / np.maximum(weight, 1e-3)
-    share = np.clip(t1 / np.maximum(_RIM_BRIGHTNESS * around, 1e-3), 0, 1)
-    return np.where(deep | (weight < 1e-3), head, head * share).astype(np.float32)
+    head = ~((t1 == 0) | _opened(t1 <= _FAINTEST))
+    deep = functional.max_pool3d((~head).to(t1.dtype)[None], 3, 1, 1)[0] == 0
+    weight = smooth(deep.to(t1.dtype), _RIM_SIGMAS)
+    around = smooth(t1 * deep, _RIM_SIGMAS) / weight.clamp(min=1e-3)
+    share = (t1 / (_RIM_BRIGHTNESS * around).clamp(min=1e-3)).clamp(0, 1)
+    return torch.where(deep | (weight < 1e-3), head.to(t1.dtype), head * share)
 
 
-def _smooth(slices: np.ndarray) -> np.ndarray:
-    for axis, sigma in enumerate((_IN_PLANE_SIGMA, _IN_PLANE_SIGMA, _THROUGH_PLANE_SIGMA)):
-        slices = along(_gaussian_matrix(slices.shape[axis], sigma), slices, axis)
-    return slices
+def _opened(mask: Tensor) -> Tensor:
+    """Morphological opening by a voxel and its six neighbours: what is left of the mask without its thin parts."""
+    return _with_neighbours(~_with_neighbours(~mask, beyond=True), beyond=False)
 
 
-@lru_cache(maxsize=64)
-def _gaussian_matrix(length: int, sigma: float) -> np.ndarray:
-    """Gaussian smoothing along an axis as a matrix, shape (length, length); zeros lie beyond the ends."""
-    distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
-    full = np.exp(-0.5 * (np.arange(-math.ceil(4 * sigma), math.ceil(4 * sigma) + 1) / sigma) ** 2).sum()
-    return (np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= 4 * sigma) / full).astype(np.float32)
+def _with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
+    """The mask and all neighbours of its voxels; ``beyond`` tells whether the voxels beyond the borders are in it."""
+    grown = mask.clone()
+    for axis in range(3):
+        inner, length = mask.movedim(axis, 0), mask.shape[axis]
+        outer = grown.movedim(axis, 0)
+        outer[: length - 1] |= inner[1:]
+        outer[1:] |= inner[:-1]
+        if beyond:
+            outer[0] = outer[-1] = True
+    return grown

@@ -1,0 +1,29 @@
+"""Separable filters of volumes as products with small matrices: SciPy's results, also for torch tensors on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy import ndimage
+
+from func.slices.geometry import along
+
+
+def smooth(volume, sigmas: Sequence[float], mode: str = "reflect"):
+    """``scipy.ndimage.gaussian_filter`` of a NumPy array or a torch tensor, shape (X, Y, Z).
+
+    Args:
+        sigmas: standard deviations along the three axes, in voxels; 0 leaves an axis as it is.
+        mode: what lies beyond the borders: ``reflect`` (the volume's mirror image), ``constant`` (zeros).
+    """
+    for axis, sigma in enumerate(sigmas):
+        if sigma:
+            volume = along(_gaussian_matrix(volume.shape[axis], float(sigma), mode), volume, axis)
+    return volume
+
+
+@lru_cache(maxsize=64)
+def _gaussian_matrix(length: int, sigma: float, mode: str) -> np.ndarray:
+    return ndimage.gaussian_filter1d(np.eye(length), sigma, axis=0, mode=mode)
