@@ -24,6 +24,7 @@ from func.reconstruction.reconstructor import Reconstructor
 from func.reports.scores import score_brain
 from func.scans.case import Case
 from func.scans.files import atomic
+from func.scans.head import box_around
 from func.scans.hub import find_weights
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import image_of
@@ -148,9 +149,8 @@ def draw(stages: Stages) -> Figure:
 
 def coronal_crop(volume: np.ndarray):
     """A function that takes any of the volumes to its coronal plane, cropped to the head in `volume`."""
-    inside = np.argwhere(volume > 0.05)
-    (left, _, bottom), (right, _, top) = inside.min(0) - 3, inside.max(0) + 4
-    return lambda other: other[left:right, CORONAL, bottom:top].T
+    across, _, up = box_around(volume > 0.05, margin=3)
+    return lambda other: other[across, CORONAL, up].T
 
 
 def coronal_square(volume: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from func.reconstruction.reconstructor import Reconstructor
 from func.reports.scores import score_brain
 from func.scans.case import Case
 from func.scans.files import atomic
+from func.scans.head import box_around
 from func.scans.hub import find_weights
 from func.scans.nifti import image_of
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, upsample
@@ -118,7 +119,7 @@ def run_pipeline(infant: Infant, weights) -> Drawn:
 
 def draw(cases: list[Drawn]) -> Figure:
     """A row for each infant: every volume whole, then enlarged, its PSNR below."""
-    crops = [crop_to_head(case.planes["truth"]) for case in cases]
+    crops = [box_around(case.planes["truth"] > 0.05 * case.planes["truth"].max(), margin=3) for case in cases]
     shapes = [np.array([columns.stop - columns.start, rows.stop - rows.start]) for rows, columns in crops]
     # Each row fills the width: three times a plane and a square as high as it, with an eighth of that between.
     heights = [(WIDTH - 2 * MARGIN) / (3 * (wide / tall + 1) + 2 * 0.125) for wide, tall in shapes]
@@ -149,13 +150,6 @@ def draw_row(figure: Figure, case: Drawn, crop: tuple[slice, slice], bottom: flo
 
 def heading(infant: Infant) -> str:
     return f"{infant.name}: {THICKNESS:g} mm {infant.direction} slices"
-
-
-def crop_to_head(plane: np.ndarray, margin: int = 3) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold the head."""
-    inside = plane > 0.05 * plane.max()
-    ends = [np.flatnonzero(inside.any(axis=axis))[[0, -1]] for axis in (1, 0)]
-    return tuple(slice(max(first - margin, 0), last + margin + 1) for first, last in ends)
 
 
 def add_panel(figure: Figure, plane: np.ndarray, box, white: float, frame: str | None = None):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import draw_results
-from draw_results import INFANTS, Drawn, Infant, crop_to_head
+from draw_results import INFANTS, Drawn, Infant
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_panels_lie_in_the_figure_and_squares_show_what_is_enlarged(small_infant
 
 @pytest.mark.parametrize("infant", INFANTS, ids=lambda infant: infant.name)
 def test_the_plane_drawn_shows_the_slices_from_their_side(infant):
-    assert infant.cut[0] != draw_results.AXIS_OF[infant.direction]
+    assert infant.cut[0] != draw_results.AXIS_ACROSS[infant.direction]
 
 
 def test_the_figure_in_the_repository_is_small():
@@ -57,10 +57,3 @@ def test_weights_that_are_not_there_are_told(tmp_path, capsys):
     assert draw_results.main(["--weights", str(tmp_path / "none.pth"), "--output", str(tmp_path / "x.png")]) == 1
     assert "draw_results.py: " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_head_is_cropped_with_its_margin(small_head):
-    plane = small_head.t2.get_fdata()[24]
-    rows, columns = crop_to_head(plane)
-    assert (plane[rows, columns] > 0).sum() == (plane > 0).sum()
-    assert crop_to_head(plane, margin=0)[0].start >= rows.start

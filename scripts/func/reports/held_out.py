@@ -12,10 +12,11 @@ from nibabel.affines import voxel_sizes
 
 from func.errors import BabyAIError
 from func.reconstruction.acquired import StackGrid
-from func.reports.scores import bounding_box, brain_mask, psnr, ssim
+from func.reports.scores import brain_mask, psnr, ssim
 from func.reports.tables import BASELINE, RESULT
 from func.scans.case import Case
 from func.scans.files import atomic
+from func.scans.head import box_around
 from func.scans.nifti import array_of, image_of, name_of, to_ras
 from func.scans.resampling import resample
 from func.slices.geometry import acquire, stack_geometry, stated_profile
@@ -129,7 +130,7 @@ def draw_held_out(path: Path, held_out: HeldOut) -> None:
     measured = arrays["measured slice"]
     head = brain_mask(measured)
     fullest = int(head.sum(axis=(1, 2)).argmax())
-    box = bounding_box(head[fullest], margin=4)
+    box = box_around(head[fullest], margin=4)
     white = float(np.percentile(measured[measured > 0], 99.5))
     middle = [(part.start + min(part.stop, length)) // 2 for part, length in zip(box, head.shape[1:], strict=True)]
     square = tuple(slice(max(centre - _ZOOM // 2, 0), centre + _ZOOM // 2) for centre in middle)

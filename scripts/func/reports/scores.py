@@ -18,6 +18,7 @@ from skimage.filters import threshold_multiotsu
 from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
 from func.errors import BabyAIError
+from func.scans.head import box_around
 from func.scans.intensity import scale_of
 
 INNER_DEPTH = 4.0  # mm below the edge of the brain mask, where the inner brain begins
@@ -105,7 +106,7 @@ def ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float, mask: np.nd
     """
     if mask is None:
         return float(structural_similarity(truth, estimate, data_range=data_range))
-    box = bounding_box(mask, margin=SSIM_WINDOW)
+    box = box_around(mask, margin=SSIM_WINDOW)
     _, similarity = structural_similarity(truth[box], estimate[box], data_range=data_range, full=True)
     return float(similarity[mask[box]].mean(dtype=np.float64))
 
@@ -132,7 +133,7 @@ def sharpness(
     if cutoff >= 1:
         return float("nan")
     high_pass = signal.butter(4, cutoff, "highpass", output="sos")
-    box = bounding_box(mask, margin=16)
+    box = box_around(mask, margin=16)
     energy = [
         np.square(signal.sosfiltfilt(high_pass, array[box], axis=axis)[mask[box]]).sum() for array in (estimate, truth)
     ]
@@ -186,7 +187,7 @@ def brain_mask(truth: np.ndarray) -> np.ndarray:
     if not contrast.any():
         raise BabyAIError("A volume holds nothing but air, so that there is no brain to score; check the scan.")
     head = contrast > _FOREGROUND * np.percentile(contrast[contrast > 0], 99)
-    box = bounding_box(head)
+    box = box_around(head)
     pieces, _ = ndimage.label(head[box])
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
@@ -217,17 +218,11 @@ def inner_brain(
         return mask.copy()
     inner = np.zeros_like(mask)
     if mask.any():
-        box = bounding_box(mask, margin=1)
+        box = box_around(mask, margin=1)
         inner[box] = mask[box] & (ndimage.distance_transform_edt(mask[box], sampling=voxel_sizes) >= depth)
     if not inner.any():
         raise BabyAIError(f"No part of the brain lies {depth:g} mm or more below its edge; choose a smaller --depth.")
     return inner
-
-
-def bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, ...]:
-    """Slices around a mask that is not empty, with a margin where the array has room for it."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(part.start - margin, 0), part.stop + margin) for part in box)
 
 
 def _air(volume: np.ndarray) -> float:
