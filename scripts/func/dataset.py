@@ -8,6 +8,7 @@ on the processor by worker processes or on the GPU that trains.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -66,7 +67,6 @@ class ThickSliceSamples(Dataset):
         shares: how often each subject is drawn, in any unit.
         seed: picks the samples, together with their numbers.
         patch: crop size in voxels, a multiple of 8.
-        device: where the scans are kept and samples are made.
     """
 
     THICKNESSES = (2.0, 3.0, 4.0, 5.0)
@@ -95,17 +95,16 @@ class ThickSliceSamples(Dataset):
     UNKNOWN_GEOMETRY = 0.12
     TILTED = 0.7  # of those with unknown geometry
 
-    def __init__(
-        self,
-        subjects: Sequence[Subject],
-        shares: Sequence[float],
-        seed: int,
-        patch: int = 56,
-        device: str | torch.device = "cpu",
-    ):
-        self._heads = [_Head.of(subject, patch, device) for subject in subjects]
+    def __init__(self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56):
+        self._heads = [_Head.of(subject, patch) for subject in subjects]
         self.shares = np.asarray(shares, float) / np.sum(shares)
         self.seed, self.patch = seed, patch
+
+    def to(self, device: str | torch.device) -> ThickSliceSamples:
+        """The same samples, made on another device; noise is drawn there, and so is another one."""
+        moved = copy.copy(self)
+        moved._heads = [head.to(device) for head in self._heads]
+        return moved
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, number))
@@ -246,7 +245,7 @@ class _Head:
     scans: tuple[ThickScan, ...]
 
     @classmethod
-    def of(cls, subject: Subject, patch: int, device: str | torch.device) -> _Head:
+    def of(cls, subject: Subject, patch: int) -> _Head:
         missing = [max(0, patch - n) for n in subject.t2.shape]
 
         def padded(array: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -254,15 +253,20 @@ class _Head:
 
         inner = padded(subject.t2 > 0 if subject.inner is None else subject.inner)
         t1, t2, counts = (
-            torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            torch.from_numpy(np.ascontiguousarray(array))
             for array in (padded(subject.t1), padded(subject.t2), inner.view(np.uint8))
         )
         scans = tuple(
-            replace(scan, array=torch.from_numpy(padded(scan.array, scan.geometry.axis)).to(device))
+            replace(scan, array=torch.from_numpy(padded(scan.array, scan.geometry.axis)))
             for scan in subject.scans
             if scan.geometry
         )
         return cls(t1, t2, counts, inner, subject.invented, scans)
+
+    def to(self, device: str | torch.device) -> _Head:
+        scans = tuple(replace(scan, array=scan.array.to(device)) for scan in self.scans)
+        t1, t2, counts = (volume.to(device) for volume in (self.t1, self.t2, self.counts))
+        return replace(self, t1=t1, t2=t2, counts=counts, scans=scans)
 
 
 class _Turn:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from func.dataset import ThickSliceSamples
 from func.errors import BabyAIError
 from func.training import batches
-from func.training.batches import SampleNumbers, training_batches
+from func.training.augmentation import random_shapes
+from func.training.batches import SampleNumbers, batches_on_device, training_batches
 from func.training.distributed import Processes
+from func.training.subjects import Subject
 
 CPU = torch.device("cpu")
 
@@ -66,3 +69,23 @@ def test_workers_that_are_killed_every_time_end_the_run_in_a_sentence(tmp_path):
 def test_workers_that_are_not_forked_make_the_same_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "START_METHOD", "spawn")
     assert numbers_of(Numbered(tmp_path), range(2), workers=1) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_batches_of_the_device_are_those_of_the_workers():
+    """Made here by the thread that makes them on a GPU: in order, all of them, each as the workers make it."""
+    shapes = random_shapes((24, 26, 30), np.random.default_rng(0))
+    samples = ThickSliceSamples([Subject("01", *shapes, shape=shapes[0].shape)], [1], seed=0, patch=16)
+    steps = range(2, 8)
+    by_workers = training_batches(samples, steps, 2, 0, Processes(), CPU)
+    on_device = batches_on_device(samples.to(CPU), SampleNumbers(steps.start, steps.stop, 2), 2, CPU)
+    pairs = list(zip(by_workers, on_device, strict=True))
+    assert len(pairs) == len(steps)
+    for one, other in pairs:
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_fails_on_the_device_is_not_lost():
+    samples = ThickSliceSamples([], [1], seed=0)
+    with pytest.raises(ValueError):
+        list(batches_on_device(samples, range(4), 2, CPU))

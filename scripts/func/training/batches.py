@@ -1,21 +1,31 @@
-"""The batches of a run, one for each step, on the device; made by worker processes that training outlives."""
+"""The batches of a run, one for each step, on the device.
+
+Worker processes make them, and training outlives these; those of the compact recipe a CUDA device makes itself, since
+no processor keeps up with it.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from func.dataset import ThickSliceSamples
 from func.errors import BabyAIError
 from func.training.distributed import Processes
 from func.training.signals import ignore_signals
 
 # A forked worker shares the scans with its parent. macOS's own libraries do not survive a fork.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+
+
+BATCHES_AHEAD = 4
 
 
 class SampleNumbers(Sampler):
@@ -47,11 +57,16 @@ def training_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """This process's part of the batch of each step, by name, on the device.
 
-    Should a worker be killed (often for want of memory), this is said and new ones begin at the step they were at.
+    With CUDA, samples of the compact recipe are made on the device, without workers. Should a worker be killed (often
+    for want of memory), this is said and new ones begin at the step they were at.
 
     Raises:
         BabyAIError: the new ones were killed too, before they had made a batch.
     """
+    if isinstance(samples, ThickSliceSamples) and device.type == "cuda":
+        numbers = SampleNumbers(steps.start, steps.stop, batch_size, processes.rank, processes.count)
+        yield from batches_on_device(samples.to(device), numbers, batch_size // processes.count, device)
+        return
     step, failures = steps.start, 0
     while step < steps.stop:
         loader = DataLoader(
@@ -81,3 +96,31 @@ def training_batches(
                     "on with --resume and fewer --workers."
                 ) from error
             print(f"A worker that makes samples was killed; new ones go on from step {step}.", file=sys.stderr)
+
+
+def batches_on_device(
+    samples: ThickSliceSamples, numbers: Iterable[int], size: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of ``size`` samples each, which a thread makes on the device, ahead of the steps that take them."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def make(numbers: Sequence[int]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+        with torch.cuda.stream(stream):
+            return samples.batch(numbers), stream and stream.record_event()
+
+    def take(made: Future) -> dict[str, Tensor]:
+        batch, event = made.result()
+        if event:
+            event.wait()
+            for part in batch.values():
+                part.record_stream(torch.cuda.current_stream(device))
+        return batch
+
+    with ThreadPoolExecutor(1) as thread:
+        pending: deque[Future] = deque()
+        for part in BatchSampler(numbers, size, drop_last=False):
+            pending.append(thread.submit(make, part))
+            if len(pending) == BATCHES_AHEAD:
+                yield take(pending.popleft())
+        while pending:
+            yield take(pending.popleft())
