@@ -1,17 +1,20 @@
-"""Measure on this machine how fast reconstruction is, and how far that is from what the machine could do.
+"""Measure on this machine how fast reconstruction and training are, and how near that is to what it could do.
 
     python scripts/tools/benchmark.py --output benchmark.md
+    python scripts/tools/benchmark.py --device cuda --sections published training
 
-Prints Markdown tables: the published network as published, one patch after the other, against its folded form; the
-bundled weights, a whole process of inference.py from start to saved file; how time grows with voxels and subjects; and
-patches a second in training.
-Ratios carry over between machines, seconds do not. Without --t1 and --t2 (an isotropic pair on the atlas grid) the
-built-in phantom serves, and without --weights random numbers: neither changes the cost.
+Prints Markdown tables: whole processes of inference.py, from start to the last saved file (scans on the grid, a raw
+infant, a raw whole head, several stacks; how time grows with in-plane size); the published network as published, one
+patch after the other, against its folded form; patches a second in training, and how busy that keeps a GPU.
+Ratios carry over between machines, seconds do not. Scans are those of a digital infant and the published weights are
+random numbers (--weights: a file), neither of which changes the cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import platform
 import re
@@ -19,15 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,24 +40,25 @@ from func.networks.devices import choose_device, computing, has_fast_bfloat16
 from func.networks.patches import BATCH_SIZE, count_patches, run_patches
 from func.networks.weights import build_network, load_weights, save_folded
 from func.phantom import infant_brain
-from func.reconstruction.reconstructor import Reconstructor
-from func.scans.case import Case
-from func.scans.hub import find_weights
 from func.scans.intensity import published_normalise
-from func.scans.nifti import check_atlas_grid, check_same_grid, image_of, read_volume, save_result, to_ras
+from func.scans.nifti import array_of, image_of, save_result
 from func.slices.geometry import SliceGeometry, acquire, upsample
 
 # Edit these, or override them on the command line.
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PATCHES = 48  # patches timed, of the 1,573 of a volume
-PRECISIONS = ("float32", "bfloat16")  # of the folded network
 BATCH = 32  # patches of a plain training step
 REPEATS = 3  # the fastest of so many runs counts
-THICKNESS = 4.0  # mm, axial slices
-SUBJECTS = (1, 2, 4)  # sizes of the folders that inference.py is timed on
-SIZES = (64, 96, 128, 160)  # edges of the cubes that time per voxel is taken from
+THICKNESS = 4.0  # mm, axial slices of the scans on the grid
+SUBJECTS = (1, 2, 4)  # scans in a folder
+INFANT = ((160, 192, 40), (0.8, 0.8, 3.3))  # voxels and mm of a raw stack
+WHOLE_HEAD = ((384, 512, 56), (0.43, 0.43, 2.5))
+STACKS = ("axial",)  # of a raw infant, one more each time
+IN_PLANE = (1.0, 0.7, 0.5)  # mm, of whole heads
+TRAINING = {"babyai": 32, "compact": 56}  # recipe: voxels along a side of a patch
+REPORTS = 3  # of training.py, of which the last counts
 
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,17 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         device, _ = choose_device(arguments.device, "auto")
-        t1, t2 = thick_slice_pair(arguments.t1, arguments.t2)
         sections = [machine(device)]
         with tempfile.TemporaryDirectory() as folder:
-            if "published" in arguments.sections:
-                sections.append(published(t1, t2, arguments.weights, device, Path(folder)))
-            if "bundled" in arguments.sections:
-                sections.append(bundled(t1, t2, device, Path(folder)))
-            if "growth" in arguments.sections:
-                sections.append(growth(t1, t2, device))
-            if "training" in arguments.sections:
-                sections.append(training(t1, t2, device, Path(folder)))
+            for name in arguments.sections:
+                sections.append(SECTIONS[name](device, Path(folder) / name, arguments.weights))
     except BabyAIError as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
@@ -85,34 +81,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
+    """The constants above, overridden by the command line."""
     parser = script_parser(__doc__)
-    parser.add_argument("--t1", type=Path, help="isotropic T1w scan on the atlas grid (default: the phantom's)")
-    parser.add_argument("--t2", type=Path, help="isotropic T2w scan of the same head (default: the phantom's)")
     parser.add_argument("--weights", type=Path, help="file of published weights (default: random numbers)")
     parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to measure")
     parser.add_argument("--output", type=Path, help="Markdown file to write the tables to as well")
-    arguments = parser.parse_args(argv)
-    if (arguments.t1 is None) != (arguments.t2 is None):
-        parser.error("--t1 and --t2 go together")
-    return arguments
-
-
-def thick_slice_pair(t1_path: Path | None, t2_path: Path | None) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
-    """A T1w, and the T2w as axial slices would show it, up-sampled to the T1w's grid; both in RAS order."""
-    if t1_path is None:
-        head = infant_brain(age_months=6)
-        t1, t2 = head.t1, head.t2
-    else:
-        t1, t2 = (to_ras(read_volume(path)) for path in (t1_path, t2_path))
-        check_atlas_grid(t1)
-        check_same_grid(t1, t2)
-    array = t2.get_fdata(dtype=np.float32)
-    geometry = SliceGeometry.fitting(2, array.shape[2], THICKNESS)
-    # Up-sampling overshoots to both sides of the background's zero; a brain-extracted scan stays zero there.
-    thick = upsample(acquire(array, geometry), geometry, array.shape[2]) * (t1.get_fdata(dtype=np.float32) > 0)
-    return t1, image_of(thick.astype(np.float32), t2.affine, t2)
+    return parser.parse_args(argv)
 
 
 def machine(device: torch.device) -> str:
@@ -124,152 +99,90 @@ def machine(device: torch.device) -> str:
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
         name = f"{name}, {torch.get_num_threads()} threads"
-    rates = {precision: matrix_product_rate(device, precision) / 1e9 for precision in precisions_of(device)}
+    precisions = ("float32", "bfloat16") if has_fast_bfloat16(device) else ("float32",)
+    rates = {precision: matrix_product_rate(device, precision) / 1e9 for precision in precisions}
     return (
         f"{name}; {platform.system()}, Python {platform.python_version()}, PyTorch {torch.__version__}. "
         f"A matrix product reaches {' and '.join(f'{rate:.0f} GFLOP/s in {name}' for name, rate in rates.items())}."
     )
 
 
-def precisions_of(device: torch.device) -> tuple[str, ...]:
-    """The precisions that the device computes in natively."""
-    return PRECISIONS if has_fast_bfloat16(device) else PRECISIONS[:1]
+# Whole processes of inference.py
 
 
-@dataclass
-class Way:
-    """One way to run the published network, and what was measured of it."""
-
-    name: str
-    per_patch: float  # seconds
-    outputs: Tensor  # of the sample of patches
-    operations: int  # floating-point, for one patch
-    volume: float  # seconds for this volume
-    rate: float  # of a matrix product in the same precision, operations a second
-    memory: float  # bytes resident at most
-
-
-def published(
-    t1: nib.Nifti1Image, t2: nib.Nifti1Image, weights: Path | None, device: torch.device, folder: Path
-) -> str:
-    """The published network: MONAI's, one patch after the other, against its folded form on the patches with data."""
-    weights = weights or random_published_weights(folder / "published.pth")
-    save_folded(folder / "folded.pth", weights)
-    inputs = torch.from_numpy(np.stack([published_normalise(image.get_fdata(dtype=np.float32)) for image in (t1, t2)]))
-    every, filled = count_patches(inputs.shape[1:]), filled_patches(inputs)
-    sample = filled[:: -(-len(filled) // PATCHES)].to(device)
-    count = len(filled)
-    del filled
-
-    folding, folded = timed(lambda: load_weights(weights).network, device)
-    del folded
-    loading, folded = timed(lambda: load_weights(folder / "folded.pth").network, device)
-    ways = [folded_way(folded.to(device), precision, inputs, count, sample, device) for precision in PRECISIONS]
-    del folded
-    ways = [*plain_ways(load_weights(weights, folded=False).network.to(device), sample, every, device), *ways]
-
-    loop = ways[0]
-    scale = float(loop.outputs.max() - loop.outputs.min())
-    rows = {
-        "ms a patch": [f"{1e3 * way.per_patch:.1f}" for way in ways],
-        f"s a volume of {every} patches, none empty": [f"{every * way.per_patch:.1f}" for way in ways],
-        "times as fast": [f"{loop.per_patch / way.per_patch:.1f}" for way in ways],
-        f"s this volume ({count} patches with data)": [f"{way.volume:.1f}" for way in ways],
-        "times as fast ": [f"{loop.volume / way.volume:.1f}" for way in ways],
-        "GFLOP a patch": [f"{way.operations / 1e9:.2f}" for way in ways],
-        "of the matrix product's rate": [f"{way.operations / way.per_patch / way.rate:.0%}" for way in ways],
-        "peak memory, GB": [f"{way.memory / 1e9:.2f}" for way in ways],
-        "largest difference, of the range": [f"{difference(way, loop) / scale:.1e}" for way in ways],
-    }
-    return (
-        "### The published network\n\n"
-        + table(["", *(way.name for way in ways)], rows)
-        + f"\n\nReading the published file and folding it takes {folding:.1f} s, the folded file {loading:.1f} s."
-    )
-
-
-def difference(way: Way, loop: Way) -> float:
-    """The largest difference between the outputs of two ways, over the patches that both have run."""
-    return float((way.outputs - loop.outputs[: len(way.outputs)]).abs().max())
-
-
-def folded_way(
-    network: torch.nn.Module, precision: str, inputs: Tensor, count: int, sample: Tensor, device: torch.device
-) -> Way:
-    """Measure the folded network, on the whole volume too; where the precision is only emulated, on two patches."""
-    emulated = precision == "bfloat16" and not has_fast_bfloat16(device)
-    sample = sample[:2] if emulated else sample
-    with torch.inference_mode(), computing(device, precision):
-        seconds, outputs = fastest(lambda: torch.cat([network(batch) for batch in sample.split(BATCH_SIZE)]), device)
-    forget_peak_memory(device)
-    volume = count * seconds / len(sample)
-    if not emulated:
-        volume, _ = timed(lambda: run_patches(network, inputs, precision=precision, device=device)[0], device)
-    memory = peak_memory(device)
-    with computing(device, precision):
-        operations = operations_of(network, sample[:1])
-    rate = matrix_product_rate(device, precision)
-    return Way(f"folded, {precision}", seconds / len(sample), outputs.float(), operations, volume, rate, memory)
-
-
-def plain_ways(network: torch.nn.Module, sample: Tensor, every: int, device: torch.device) -> list[Way]:
-    """Measure MONAI's network on the sample; all the patches of a volume take as much each."""
-    ways = []
-    for name, size in (("one at a time", 1), ("batches of 32", 32)):
-        forget_peak_memory(device)
-        with torch.inference_mode(), computing(device):
-            seconds, outputs = fastest(lambda n=size: torch.cat([network(batch) for batch in sample.split(n)]), device)
-        memory = peak_memory(device)
-        per_patch, operations = seconds / len(sample), operations_of(network, sample[:1])
-        ways.append(Way(name, per_patch, outputs, operations, every * per_patch, matrix_product_rate(device), memory))
-    return ways
-
-
-def random_published_weights(path: Path) -> Path:
-    """A file of the published configuration that holds random numbers."""
-    torch.manual_seed(0)
-    state_dict = build_network("babyai").state_dict()
-    for tensor in state_dict.values():
-        if tensor.dim() == 5:
-            torch.nn.init.kaiming_normal_(tensor, a=0.25)
-    torch.save(state_dict, path)
-    return path
-
-
-def filled_patches(inputs: Tensor) -> Tensor:
-    """Every patch (N, C, 32, 32, 32) of the volume that holds data."""
-    seen = []
-
-    def record(batch: Tensor) -> Tensor:
-        if batch.any():
-            seen.append(batch.clone())
-        return batch[:, :1]
-
-    run_patches(record, inputs)
-    return torch.cat(seen)
-
-
-def bundled(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device, folder: Path) -> str:
-    """The bundled weights: inference.py as users run it, from its start to the last saved file."""
+def processes(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """Scans on the grid, raw scans and several stacks, and whole heads of finer and finer in-plane voxels."""
     starting, _ = timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True), device)
-    geometry = SliceGeometry.fitting(2, t2.shape[2], THICKNESS)
     rows = {}
     for count in SUBJECTS:
-        data = folder / f"{count}-subjects"
-        for subject in range(1, count + 1):
-            name = f"sub-{subject:02d}"
-            save_result(data / f"{name}_T1w.nii.gz", t1, {})
-            save_result(data / f"{name}_acq-axial4mm_T2w.nii.gz", t2, geometry.to_sidecar(1.0))
-        command = [sys.executable, SCRIPTS / "inference.py", "--data-dir", data, "--output-dir", data / "results"]
-        seconds, (busy, memory) = timed(lambda c=[*command, "--device", str(device)]: run_process(c), device)
-        rows[f"{count}"] = [
-            f"{seconds:.1f}",
-            f"{seconds / count:.1f}",
-            f"{busy / seconds / os.cpu_count():.0%}",
-            f"{memory / 1e9:.2f}",
-        ]
-    header = ["subjects", "s, whole process", "s a subject", "processor busy", "peak memory, GB"]
-    return f"### The bundled weights\n\n{table(header, rows)}\n\n`import torch` alone takes {starting:.1f} s."
+        write_grid_scans(folder / f"{count}", count)
+        rows[f"{count} on the grid"] = inference_cells(
+            folder / f"{count}", ["--data-dir", folder / f"{count}"], device, count
+        )
+    shape, sizes = INFANT
+    rows["a raw infant"] = raw_cells(folder / "infant", shape, sizes, STACKS[:1], device)
+    for count in range(2, len(STACKS) + 1):
+        name = f"a raw infant, {count} stacks"
+        rows[name] = raw_cells(folder / f"{count}-stacks", shape, sizes, STACKS[:count], device)
+    shape, sizes = WHOLE_HEAD
+    rows["a raw whole head"] = raw_cells(folder / "head", shape, sizes, STACKS[:1], device)
+    for in_plane in IN_PLANE:
+        grid = [round(n * mm / in_plane) for n, mm in zip(shape[:2], sizes[:2], strict=True)]
+        name = f"the same, {in_plane:g} mm in-plane"
+        finer = (*grid, shape[2]), (in_plane, in_plane, sizes[2])
+        rows[name] = raw_cells(folder / f"{in_plane}", *finer, STACKS[:1], device)
+    header = ["scans", "s, whole process", "s a result", "of it network", "processor busy", "peak memory, GB"]
+    return f"### Whole processes\n\n{table(header, rows)}\n\n`import torch` alone takes {starting:.1f} s."
+
+
+def write_grid_scans(folder: Path, count: int) -> None:
+    """Pairs on the atlas grid, the T2w as axial slices show it, up-sampled."""
+    head = infant_brain(age_months=6)
+    array = array_of(head.t2)
+    geometry = SliceGeometry.fitting(2, array.shape[2], THICKNESS)
+    # Up-sampling overshoots to both sides of the background's zero; a brain-extracted scan stays zero there.
+    thick = upsample(acquire(array, geometry), geometry, array.shape[2]) * (array_of(head.t1) > 0)
+    t2 = image_of(thick.astype(np.float32), head.t2.affine, head.t2)
+    for subject in range(1, count + 1):
+        save_result(folder / f"sub-{subject:02d}_T1w.nii.gz", head.t1, {})
+        save_result(folder / f"sub-{subject:02d}_acq-axial4mm_T2w.nii.gz", t2, geometry.to_sidecar(1.0))
+
+
+def raw_cells(folder: Path, shape: tuple, sizes: tuple, planes: tuple[str, ...], device: torch.device) -> list[str]:
+    """Write a T1w and stacks of one infant, with skull unless it is INFANT's stack, and reconstruct them."""
+    skull = shape != INFANT[0]
+    t1 = infant_brain(age_months=6, skull=skull).t1
+    save_result(folder / "sub-01_T1w.nii.gz", t1, {})
+    centre = nib.affines.apply_affine(t1.affine, (np.array(t1.shape) - 1) / 2)
+    stacks = []
+    for plane in planes:
+        order = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (2, 0, 1)}[plane]
+        stack_shape, stack_sizes = (tuple(values[axis] for axis in order) for values in (shape, sizes))
+        affine = nib.affines.from_matvec(
+            np.diag(stack_sizes), centre - (np.array(stack_shape) - 1) / 2 * np.array(stack_sizes)
+        )
+        stacks.append(folder / f"sub-01_acq-{plane}_T2w.nii.gz")
+        save_result(stacks[-1], infant_brain(stack_shape, affine, 6, skull).t2, {"SliceThickness": max(sizes)})
+    output = folder / "results" / "sub-01_desc-isotropic_T2w.nii.gz"
+    scans = ["--t1", folder / "sub-01_T1w.nii.gz", "--t2", *stacks, "--output", output]
+    return inference_cells(folder, scans, device, 1)
+
+
+def inference_cells(folder: Path, arguments: list, device: torch.device, results: int) -> list[str]:
+    """Run inference.py as users do, its results below ``folder``, and fill a row of the table."""
+    command = [sys.executable, SCRIPTS / "inference.py", *arguments, "--device", device]
+    if "--output" not in arguments:
+        command += ["--output-dir", folder / "results"]
+    seconds, (busy, memory) = timed(lambda: run_process(command), device)
+    sidecars = [json.loads(path.read_text()) for path in (folder / "results").rglob("*desc-isotropic*.json")]
+    network = sum(sidecar.get("Seconds", {}).get("Network", 0) for sidecar in sidecars)
+    return [
+        f"{seconds:.1f}",
+        f"{seconds / results:.1f}",
+        f"{network / results:.1f}",
+        f"{busy / seconds / os.cpu_count():.0%}",
+        f"{memory / 1e9:.2f}",
+    ]
 
 
 MEASURED = """
@@ -291,70 +204,140 @@ def run_process(command: list) -> tuple[float, int]:
     measured = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
     code, seconds, memory = measured.split()
     if int(code):
-        raise BabyAIError(f"{command[1]} ended with exit code {code}: run it by itself to see why.")
+        raise BabyAIError(f"{' '.join(words[3:])} ended with exit code {code}: run it by itself to see why.")
     unit = 1 if sys.platform == "darwin" else 1024
     return float(seconds), int(memory) * unit
 
 
-def growth(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device) -> str:
-    """How the bundled network's time grows with the volume: cubes from the middle of the head."""
-    reconstructor = Reconstructor(load_weights(find_weights("bundled")), str(device))
-    geometry = SliceGeometry.fitting(2, t2.shape[2], THICKNESS)
-    rows = {}
-    for size in SIZES:
-        corner = [max(0, int(n - size) // 2 // int(THICKNESS) * int(THICKNESS)) for n in t2.shape]
-        cube = tuple(slice(at, at + size) for at in corner)
-        small_t1, small_t2 = t1.slicer[cube], t2.slicer[cube]
-        inside = replace(geometry, count=small_t2.shape[2] // int(THICKNESS))
-        case = Case(small_t1, small_t2, inside.to_sidecar(1.0))
-        seconds, _ = fastest(lambda case=case: reconstructor.reconstruct(case), device)
-        voxels = np.prod(small_t2.shape)
-        rows["×".join(map(str, small_t2.shape))] = [f"{seconds:.2f}", f"{1e6 * seconds / voxels:.2f}"]
-    return "### Time and voxels, bundled weights\n\n" + table(["voxels", "s", "µs a voxel"], rows)
+# The published network
 
 
-def training(t1: nib.Nifti1Image, t2: nib.Nifti1Image, device: torch.device, folder: Path) -> str:
-    """Patches a second of training.py, against a plain loop that reads and normalises again when the image changes."""
-    data = folder / "pairs"
+def published(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """The published network: MONAI's, one patch after the other, against its folded form on the patches with data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = weights or random_published_weights(folder / "published.pth")
+    save_folded(folder / "folded.pth", weights)
+    head = infant_brain(age_months=6)
+    inputs = torch.from_numpy(np.stack([published_normalise(array_of(scan)) for scan in (head.t1, head.t2)]))
+    every, filled = count_patches(inputs.shape[1:]), filled_patches(inputs)
+    count, sample = len(filled), filled[:: -(-len(filled) // PATCHES)].to(device)
+    del filled
+    folding, folded = timed(lambda: load_weights(weights).network, device)
+    loading, _ = timed(lambda: load_weights(folder / "folded.pth"), device)
+    plain = load_weights(weights, folded=False).network
+    ways = {
+        "one patch at a time": (plain, 1, "float32", every),
+        "batches of 32": (plain, 32, "float32", every),
+        "folded, float32": (folded, BATCH_SIZE, "float32", count),
+        "folded, bfloat16": (folded, BATCH_SIZE, "bfloat16", count),
+    }
+    if not has_fast_bfloat16(device):
+        del ways["folded, bfloat16"]
+    columns, exact, slowest = [], None, None
+    for network, size, precision, patches in ways.values():
+        seconds, outputs, operations = measured_way(network.to(device), sample, size, precision, device)
+        exact = outputs if exact is None else exact
+        slowest = slowest or patches * seconds
+        scale = float(exact.max() - exact.min())
+        columns.append(
+            {
+                "ms a patch": f"{1e3 * seconds:.2f}",
+                f"s a volume ({every} patches, {count} of them with data)": f"{patches * seconds:.1f}",
+                "times as fast": f"{slowest / (patches * seconds):.1f}",
+                "GFLOP a patch": f"{operations / 1e9:.2f}",
+                "of the matrix product's rate": f"{operations / seconds / matrix_product_rate(device, precision):.0%}",
+                "largest difference, of the range": f"{float((outputs - exact).abs().max()) / scale:.1e}",
+            }
+        )
+    rows = {name: [column[name] for column in columns] for name in columns[0]}
+    return (
+        f"### The published network\n\n{table(['', *ways], rows)}\n\n"
+        f"Reading the published file and folding it takes {folding:.1f} s, the folded file {loading:.1f} s."
+    )
+
+
+def measured_way(
+    network: nn.Module, sample: Tensor, batch_size: int, precision: str, device: torch.device
+) -> tuple[float, Tensor, int]:
+    """Seconds a patch, the outputs (on the CPU) and the operations a patch of a network in batches of one size."""
+    with torch.inference_mode(), computing(device, precision):
+        batches = sample.split(batch_size)
+        seconds, outputs = fastest(lambda: torch.cat([network(batch) for batch in batches]), device)
+        with FlopCounterMode(display=False) as counter:
+            network(sample[:1])
+    return seconds / len(sample), outputs.float().cpu(), counter.get_total_flops()
+
+
+def random_published_weights(path: Path) -> Path:
+    """A file of the published configuration that holds random numbers."""
+    torch.manual_seed(0)
+    state_dict = build_network("babyai").state_dict()
+    for tensor in state_dict.values():
+        if tensor.dim() == 5:
+            nn.init.kaiming_normal_(tensor, a=0.25)
+    torch.save(state_dict, path)
+    return path
+
+
+def filled_patches(inputs: Tensor) -> Tensor:
+    """Every patch (N, C, 32, 32, 32) of the volume that holds data."""
+    seen = []
+
+    def record(batch: Tensor) -> Tensor:
+        if batch.any():
+            seen.append(batch.clone())
+        return batch[:, :1]
+
+    run_patches(record, inputs)
+    return torch.cat(seen)
+
+
+# Training
+
+
+def training(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """Patches a second of training.py, against a plain loop that reads and normalises a volume for each patch."""
+    head = infant_brain(age_months=6)
     for subject in range(1, 5):
-        save_result(data / f"sub-{subject:02d}_T1w.nii.gz", t1, {})
-        save_result(data / f"sub-{subject:02d}_T2w.nii.gz", t2, {})
-    step, reading = plain_training_seconds(data, device)
-    every = count_patches(t2.shape)
-    rates = {
-        "plain loop, a new image each patch": (BATCH / (step + BATCH * reading), 32, 0.0),
-        f"plain loop, a new image each {every} patches": (BATCH / (step + BATCH * reading / every), 32, 0.0),
-    }
-    for recipe, patch in (("babyai", 32), ("compact", 56)):
-        command = [SCRIPTS / "training.py", "--data-dir", data, "--output-dir", folder, "--recipe", recipe]
-        command += ["--name", recipe, "--device", device, "--steps", 1000, "--log-every", 4]
-        rate, waiting = training_rate([sys.executable, *command])
-        rates[f"training.py --recipe {recipe}"] = (rate, patch, waiting)
-    plain = next(iter(rates.values()))[0] * 32**3
-    rows = {
-        name: [f"{patch}³", f"{rate:.2f}", f"{rate * patch**3 / plain:.1f}", f"{waiting:.0%}"]
-        for name, (rate, patch, waiting) in rates.items()
-    }
-    header = ["", "patch", "patches a second", "times the voxels", "waiting for data"]
+        save_result(folder / "pairs" / f"sub-{subject:02d}_T1w.nii.gz", head.t1, {})
+        save_result(folder / "pairs" / f"sub-{subject:02d}_T2w.nii.gz", head.t2, {})
+    plain = 1 / (plain_step_seconds(device) / BATCH + reading_seconds(head))
+    rows = {"plain loop": ["32³", f"{plain:.2f}", "1.0", "", ""]}
+    for recipe, patch in TRAINING.items():
+        command = [sys.executable, SCRIPTS / "training.py", "--data-dir", folder / "pairs", "--output-dir", folder]
+        command += ["--recipe", recipe, "--name", recipe, "--device", device, "--steps", 1000, "--log-every", 4]
+        with gpu_load(device) as load:
+            rate, waiting = training_rate(command)
+        times = rate * patch**3 / (plain * 32**3)
+        busy = f"{np.mean(load[len(load) // 2 :]):.0f}%" if load else ""
+        rows[f"training.py --recipe {recipe}"] = [f"{patch}³", f"{rate:.2f}", f"{times:.1f}", f"{waiting:.0%}", busy]
+    header = ["", "patch", "patches a second", "times the voxels", "waiting for data", "GPU busy"]
     return "### Training\n\n" + table(header, rows)
 
 
-def plain_training_seconds(data: Path, device: torch.device) -> tuple[float, float]:
-    """Seconds of a plain training step, float32, and of reading and normalising one pair."""
+def plain_step_seconds(device: torch.device) -> float:
+    """Seconds of a plain float32 step of the published network."""
     network = build_network("babyai").to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     inputs, truth = torch.rand(BATCH, 2, 32, 32, 32, device=device), torch.rand(BATCH, 1, 32, 32, 32, device=device)
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.mse_loss(network(inputs), truth).backward()
+        nn.functional.mse_loss(network(inputs), truth).backward()
         optimizer.step()
 
-    def read() -> None:
-        for path in sorted(data.glob("sub-01_T?w.nii.gz")):
-            published_normalise(read_volume(path).get_fdata(dtype=np.float32))
+    return fastest(step, device)[0]
 
-    return fastest(step, device)[0], fastest(read, torch.device("cpu"))[0]
+
+def reading_seconds(head: Any) -> float:
+    """Seconds to read and normalise a pair, as its files would hold it."""
+    files = [scan.to_bytes() for scan in (head.t1, head.t2)]
+
+    def read() -> None:
+        for content in files:
+            published_normalise(nib.Nifti1Image.from_bytes(content).get_fdata(dtype=np.float32))
+
+    return fastest(read, torch.device("cpu"))[0]
 
 
 def training_rate(command: list) -> tuple[float, float]:
@@ -368,7 +351,7 @@ def training_rate(command: list) -> tuple[float, float]:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout:
             reports += re.findall(r"samples per second ([\d.e+-]+), waiting share ([\d.e+-]+)", line)
-            if len(reports) == 3:
+            if len(reports) == REPORTS:
                 process.terminate()
                 break
         process.stdout.read()
@@ -378,7 +361,22 @@ def training_rate(command: list) -> tuple[float, float]:
     return float(rate), float(waiting)
 
 
-SECTIONS = {"published": published, "bundled": bundled, "growth": growth, "training": training}
+@contextlib.contextmanager
+def gpu_load(device: torch.device) -> Iterator[list[float]]:
+    """A list that nvidia-smi fills with percent of time a kernel ran, five times a second; empty without such a GPU."""
+    load: list[float] = []
+    if device.type != "cuda":
+        yield load
+        return
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    query += ["-i", str(device.index or 0)]
+    with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
+        yield load
+        process.terminate()
+        load += [float(line) for line in process.stdout.read().split()]
+
+
+# Tables and clocks
 
 
 def table(header: list[str], rows: dict[str, list[str]]) -> str:
@@ -420,29 +418,7 @@ def matrix_product_rate(device: torch.device, precision: str = "float32") -> flo
     return 2 * size**3 / seconds
 
 
-def operations_of(network: torch.nn.Module, patch: Tensor) -> int:
-    """Floating-point operations of a network for one patch, those on padding included."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(patch)
-    return counter.get_total_flops()
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Start ``peak_memory`` anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes held at most since ``forget_peak_memory``, of the GPU or of this process; nan where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("VmHWM")), float("nan"))
-
+SECTIONS = {"processes": processes, "published": published, "training": training}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,32 +1,48 @@
 """The benchmark runs through and fills its tables; nothing is timed here."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 import benchmark
+import inference
 import training
 from func.errors import BabyAIError
 from func.networks import weights as network
 
 SMALL = {"channels": (4, 5, 6), "strides": (2, 2), "num_res_units": 2}
+CONSTANTS = {"REPEATS": 1, "PATCHES": 3, "BATCH": 2, "SUBJECTS": (1, 2), "IN_PLANE": (2.0,)}
+CONSTANTS |= {"INFANT": ((12, 12, 10), (2.0, 2.0, 4.0)), "WHOLE_HEAD": ((24, 24, 10), (1.5, 1.5, 4.0))}
 
 
 @pytest.fixture
 def small_benchmark(monkeypatch, small_head):
     """The benchmark on a miniature head, with a miniature of the published network and no subprocess."""
     monkeypatch.setitem(network.RECIPES, "babyai", {**network.RECIPES["babyai"], **SMALL})
-    monkeypatch.setattr(benchmark, "infant_brain", lambda age_months: small_head)
-    monkeypatch.setattr(benchmark, "run_process", lambda command: (1.0, 2e9))
+    monkeypatch.setattr(benchmark, "infant_brain", lambda *grid, **look: small_head)
+    monkeypatch.setattr(benchmark, "run_process", inference_understood)
     monkeypatch.setattr(benchmark, "matrix_product_rate", lambda device, precision="float32": 1e11)
-    monkeypatch.setattr(benchmark, "training_rate", understood)
-    for constant, value in {"REPEATS": 1, "PATCHES": 3, "BATCH": 2, "SUBJECTS": (1, 2), "SIZES": (16, 24)}.items():
+    monkeypatch.setattr(benchmark, "training_rate", training_understood)
+    for constant, value in CONSTANTS.items():
         monkeypatch.setattr(benchmark, constant, value)
 
 
-def understood(command):
+def inference_understood(command):
+    """Stands for inference.py: reads the arguments as it does, and leaves a sidecar."""
+    assert Path(command[1]).is_file()
+    arguments = inference.parse_arguments([str(word) for word in command[2:]])
+    results = arguments.output.parent if arguments.t2 else arguments.output_dir
+    results.mkdir(parents=True)
+    (results / "sub-01_desc-isotropic_T2w.json").write_text(json.dumps({"Seconds": {"Network": 2.5}}))
+    return 1.0, 2e9
+
+
+def training_understood(command):
     """Stands for a training that begins: its arguments are read as training.py reads them."""
+    assert Path(command[1]).is_file()
     assert training.parse_arguments([str(word) for word in command[2:]]).steps == 1000
     return 50.0, 0.01
 
@@ -44,15 +60,19 @@ def test_every_table_is_filled(small_benchmark, tmp_path, capsys):
     text = output.read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     assert "nan" not in text
-    published, folders = rows(text, "### The published network"), rows(text, "### The bundled weights")
-    assert all(re.match(r"[\d.]+", cell) for cells in published.values() for cell in cells)
+    processes, published = rows(text, "### Whole processes"), rows(text, "### The published network")
+    stacks = ["a raw infant", *(f"a raw infant, {count} stacks" for count in range(2, len(benchmark.STACKS) + 1))]
+    heads = ["a raw whole head", "the same, 2 mm in-plane"]
+    assert list(processes) == ["1 on the grid", "2 on the grid", *stacks, *heads]
+    assert processes["a raw infant"][2] == "2.5" and processes["2 on the grid"][2] == "1.2"
+    assert all(re.match(r"[\d.]+", cell) for cells in [*published.values(), *processes.values()] for cell in cells)
     assert published["times as fast"][0] == "1.0"
-    largest = published["largest difference, of the range"]
-    assert float(largest[2]) < 1e-4
-    assert float(largest[3]) < 0.1
-    assert list(folders) == ["1", "2"]
-    assert len(rows(text, "### Training")) == 4
-    assert list(rows(text, "### Time and voxels")) == ["16×16×16", "24×24×24"]
+    assert float(published["largest difference, of the range"][2]) < 1e-4
+    assert list(rows(text, "### Training")) == [
+        "plain loop",
+        "training.py --recipe babyai",
+        "training.py --recipe compact",
+    ]
 
 
 def test_the_last_report_of_a_training_counts():
@@ -60,19 +80,15 @@ def test_the_last_report_of_a_training_counts():
     assert benchmark.training_rate(["sh", "-c", f"{reports}; exec sleep 60"]) == (12.5, 0.25)
 
 
-def test_patches_with_data_are_found(small_benchmark):
+def test_patches_with_data_are_found():
     inputs = torch.zeros(2, 48, 48, 48)
     inputs[1, 0, 0, 0] = 1
     assert benchmark.filled_patches(inputs).shape == (1, 2, 32, 32, 32)
 
 
-def test_bad_calls_are_told_in_a_sentence(tmp_path, capsys):
-    missing = str(tmp_path / "none.nii.gz")
-    assert benchmark.main(["--t1", missing, "--t2", missing]) == 2
-    assert missing in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main(["--t1", missing])
-    assert stopped.value.code == 2
+def test_what_fails_is_named(tmp_path, capsys):
+    assert benchmark.main(["--device", "cuda:99"]) == 2
+    assert "cuda:99" in capsys.readouterr().err
     with pytest.raises(BabyAIError, match="without a report"):
         benchmark.training_rate(["sh", "-c", "exit 3"])
     with pytest.raises(BabyAIError, match="exit code 3"):
