@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from func.errors import BabyAIError
 from func.training.heads import REACH, brain_in, head_of, heads_around, reach_at, set_into, surface
 from func.training.subjects import Subject
 
@@ -40,6 +41,13 @@ def brain():
 def test_the_brain_in_a_head_is_found(whole_head):
     found, truth = brain_in(whole_head.t1), distances((90, 90, 90)) <= 26
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.95
+
+
+@pytest.mark.parametrize("size", [26, 4], ids=["brain-extracted", "no brain"])
+def test_what_is_no_whole_head_is_refused(size):
+    ball = (distances((64, 64, 64)) <= size).astype(np.float32)
+    with pytest.raises(BabyAIError, match=r"sub-x_T1w\.nii\.gz .*whole heads"):
+        head_of(Subject("sub-x_T1w.nii.gz", ball, ball))
 
 
 def test_a_surface_is_as_far_as_the_mask_reaches():

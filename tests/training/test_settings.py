@@ -47,7 +47,8 @@ def test_the_settings_of_both_recipes_make_sense(recipe):
         ({"subject_weights": {"A01": -1}}, "--subject-weights gives A01 -1"),
         ({"subject_weights": {"A01": "often"}}, "--subject-weights gives A01"),
         ({"subject_weights": {"A01": 0, "A02": 0}}, "--subject-weights leaves no subject"),
-        ({"extra_t1": ["nowhere.nii.gz"]}, "nowhere.nii.gz"),
+        ({"extra_t1": ["nowhere.nii.gz"]}, "nowhere.nii.gz, which --extra-t1"),
+        ({"heads": ["nowhere.nii.gz"]}, "nowhere.nii.gz, which --heads"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, words):

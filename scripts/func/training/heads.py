@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from func.errors import BabyAIError
 from func.scans.intensity import zero_based_scale
 from func.training.augmentation import smooth_noise
 from func.training.subjects import Subject
@@ -25,6 +26,8 @@ _DIRECTIONS = (90, 180)  # polar and azimuthal angles
 _SMOOTHNESS = 2.5  # of a surface over these angles, in steps of 2 degrees
 _OPENING = 5  # voxels: what nerves and vessels, but not the brain, pass through
 _FLUID = 2.0  # voxels of it around a brain
+_TISSUE = 0.1  # of the T1w's range: what is brighter is no air, bone or fluid
+_LEAST_AROUND = 0.15  # of the brain's size: skull, scalp and face that a whole head shows besides
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,16 @@ def heads_around(brains: Sequence[Subject], whole_heads: Sequence[Subject], seed
 
 
 def head_of(subject: Subject) -> Head:
-    """A head to set brains into, from its T1w; the brain that is in it is found by thresholds and morphology."""
-    cavity = ndimage.binary_dilation(brain_in(subject.t1), iterations=round(_FLUID))
+    """A head to set brains into, from its T1w; the brain that is in it is found by thresholds and morphology.
+
+    Raises:
+        BabyAIError: there is no brain in it, or nothing around the brain.
+    """
+    brain = brain_in(subject.t1)
+    cavity = ndimage.binary_dilation(brain, iterations=round(_FLUID))
+    around = (subject.t1 > _TISSUE) & ~cavity
+    if around.sum() < _LEAST_AROUND * brain.sum() or not brain.any():
+        raise BabyAIError(f"{subject.label} does not show a brain in its head; give --heads T1w scans of whole heads.")
     center = np.argwhere(cavity).mean(axis=0)
     return Head(subject.t1, center, surface(cavity, center))
 
@@ -60,10 +71,10 @@ def brain_in(t1: np.ndarray) -> np.ndarray:
     """The brain in the T1w of a whole head, shape (X, Y, Z): what is not dark and hangs together broadly."""
     # The grey level between the dark (bone, fluid, air) and the brain, which is most of what is bright.
     bright = t1 > 0.45 * np.median(t1[t1 > 0.3])
-    distance = ndimage.distance_transform_edt(bright)
-    pieces, count = ndimage.label(distance > _OPENING)
-    sizes = ndimage.sum_labels(np.ones_like(pieces), pieces, np.arange(1, count + 1))
-    core = pieces == 1 + int(np.argmax(sizes))
+    pieces, count = ndimage.label(ndimage.distance_transform_edt(bright) > _OPENING)
+    if not count:
+        return np.zeros_like(bright)
+    core = pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
     grown = ndimage.distance_transform_edt(~core) <= _OPENING
     return ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(grown & bright, 8), iterations=6))[8:-8, 8:-8, 8:-8]
 
