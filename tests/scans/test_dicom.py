@@ -118,7 +118,7 @@ def test_compressed_files_and_an_intercept(tmp_path):
 def test_slices_missing_at_an_end_are_told_by_their_numbers(tmp_path):
     with collect_warnings() as told:
         read_scan(write_series(tmp_path / "DICOM", skip=(0,)))
-    assert len(told) == 1 and "images numbered 1," in told[0]
+    assert len(told) == 1 and "lacks the images 1," in told[0]
 
 
 def test_uneven_distances_are_refused(tmp_path):
@@ -129,10 +129,13 @@ def test_uneven_distances_are_refused(tmp_path):
 
 
 def test_nobody_s_name_place_or_time_is_kept(tmp_path):
-    for name, skip in (("whole", ()), ("gap", (3,))):
-        image, sidecar = read_scan(write_series(tmp_path / name, skip=skip))
+    for name, skip in (("whole", ()), ("gap", (3,)), ("end", (0,))):
+        with collect_warnings() as told:
+            image, sidecar = read_scan(write_series(tmp_path / "Doe" / name, skip=skip))
         save_volume(tmp_path / f"{name}.nii", image.get_fdata(), image.affine, image)
-        kept = json.dumps(sidecar) + (tmp_path / f"{name}.nii").read_bytes()[:352].decode("latin-1")
+        kept = json.dumps([sidecar, told, image.get_filename()]) + (tmp_path / f"{name}.nii").read_bytes()[:352].decode(
+            "latin-1"
+        )
         for value in ("Doe", "Jane", "1975", "2023", "2024", "1011", "10:11", "Elsewhere", "House", "45678", "A99"):
             assert value not in kept
     assert source_name(tmp_path / "whole") == "DICOM series"
@@ -149,7 +152,7 @@ def test_of_several_series_one_is_named(tmp_path):
     example = str(refused.value).split("as in ")[1].split(",")[0]
     assert read_scan(folder.with_name(example))[0].shape == SHAPE
     image, _ = read_scan(f"{folder}#12")
-    assert image.shape[2] == 7 and image.get_filename() == f"{folder}#12"
+    assert image.shape[2] == 7 and image.get_filename() == "DICOM series 12"
     with pytest.raises(BabyAIError, match="0 series of that number"):
         read_scan(f"{folder}#7")
 

@@ -116,7 +116,8 @@ def _read_dicom(path: Path) -> tuple[nib.Nifti1Image, dict]:
             raise BabyAIError(str(error).replace(str(volume), str(path))) from None
         sidecar = volume.with_suffix(".json")
         stated = json.loads(sidecar.read_bytes()) if sidecar.is_file() else {}
-    image.file_map["image"].filename = str(path)
+    # Warnings are kept in sidecars, so they name the series, not the folder, which may be called after the patient.
+    image.file_map["image"].filename = f"DICOM series {slices[0].number}"
     entries = {key: stated[key] for key in _KEPT if key in stated}
     echo = 1000 * stated["EchoTime"] if "EchoTime" in stated else None
     missing = [position for time, position in filled if echo is None or time is None or abs(time - echo) < 1e-3]
@@ -228,7 +229,9 @@ def _check_ends(path: Path, slices: list[_Slice]) -> None:
     lacking = sorted({*range(1, max(numbers) + 1)} - numbers)
     if 0 < len(lacking) <= len(slices) // 4:
         listed = ", ".join(map(str, lacking))
-        warn(f"{path} lacks the images numbered {listed}, probably slices at an end of the stack; export them again.")
+        warn(
+            f"DICOM series {slices[0].number} lacks the images {listed}, probably slices at an end of the stack; export them again."
+        )
 
 
 def _convert(path: Path, dicom: Path, converted: Path, name: str) -> list[Path]:
@@ -271,7 +274,7 @@ def _left_open(path: Path, image: nib.Nifti1Image, positions: list[np.ndarray]) 
     array[..., planes] = 0
     listed = ", ".join(map(str, planes))
     warn(
-        f"{path} lacks {len(planes)} of {array.shape[2]} slices; their places (planes {listed}, from 0) are left open. "
+        f"{image.get_filename()} lacks {len(planes)} of {array.shape[2]} slices; their places (planes {listed}, from 0) are left open. "
         "Export the series again if the scanner has them."
     )
     return planes
