@@ -138,8 +138,8 @@ def test_nobody_s_name_place_or_time_is_kept(tmp_path):
         )
         for value in ("Doe", "Jane", "1975", "2023", "2024", "1011", "10:11", "Elsewhere", "House", "45678", "A99"):
             assert value not in kept
-    assert source_name(tmp_path / "whole") == "DICOM series"
-    assert source_name(f"{tmp_path / 'whole'}#5") == "DICOM series 5"
+    assert source_name(tmp_path / "Doe" / "whole") == "DICOM series"
+    assert source_name(f"{tmp_path / 'Doe' / 'whole'}#5") == "DICOM series 5"
     assert source_name("a/sub-01_T2w.nii.gz") == "a/sub-01_T2w.nii.gz"
 
 

@@ -230,7 +230,8 @@ def _check_ends(path: Path, slices: list[_Slice]) -> None:
     if 0 < len(lacking) <= len(slices) // 4:
         listed = ", ".join(map(str, lacking))
         warn(
-            f"DICOM series {slices[0].number} lacks the images {listed}, probably slices at an end of the stack; export them again."
+            f"DICOM series {slices[0].number} lacks the images {listed}, probably slices at an end of the stack; "
+            "export them again."
         )
 
 
@@ -274,7 +275,7 @@ def _left_open(path: Path, image: nib.Nifti1Image, positions: list[np.ndarray]) 
     array[..., planes] = 0
     listed = ", ".join(map(str, planes))
     warn(
-        f"{image.get_filename()} lacks {len(planes)} of {array.shape[2]} slices; their places (planes {listed}, from 0) are left open. "
-        "Export the series again if the scanner has them."
+        f"{image.get_filename()} lacks {len(planes)} of {array.shape[2]} slices; their places are left "
+        f"open (planes {listed}, from 0). Export the series again if the scanner has them."
     )
     return planes
