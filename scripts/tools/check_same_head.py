@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Register everything and print a row for each registration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with raw scans")
+    parser.add_argument("--as-they-are", action="store_true", help="make the scans no worse and place none wrong")
     parser.add_argument("--output", type=Path, help="also write the table there, as Markdown or, named .csv, as CSV")
     arguments = parser.parse_args(argv)
     pairs, _ = find_pairs(arguments.data_dir)
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     for index, pair in enumerate(pairs):
         other = next((p for p in pairs[index:] + pairs[:index] if subject(p.t1) != subject(pair.t1)), None)
         scans = read_volume(pair.t1), read_volume(pair.t2)
-        for kind, case, registration in registrations(*scans, read_volume(other.t1) if other else None):
+        other_t1 = read_volume(other.t1) if other else None
+        for kind, case, registration in registrations(*scans, other_t1, arguments.as_they_are):
             rows.append({"Scan": pair.t2.name, "Kind": kind, "Case": case} | registration.to_sidecar())
             print(" ".join(map(str, rows[-1].values())), flush=True)
     table = pd.DataFrame(rows)
@@ -60,17 +62,18 @@ def subject(path: Path) -> str:
 
 
 def registrations(
-    t1: nib.Nifti1Image, t2: nib.Nifti1Image, other_t1: nib.Nifti1Image | None
+    t1: nib.Nifti1Image, t2: nib.Nifti1Image, other_t1: nib.Nifti1Image | None, as_they_are: bool
 ) -> Iterator[tuple[str, str, Registration]]:
     """What kind of registration, the case, and the registration, for all that is tried with a pair."""
     found = register_rigid(t1, t2)
     yield "one head", "as it is", found
-    for case, scans in variants(t1, t2):
-        yield "one head", case, register_rigid(*scans, start=found.matrix)
-    for case, displacement in displacements(t1):
-        yield "placed wrong", case, judge_placement(t1, t2, found.matrix @ displacement)
-    exchanged = image_of(mirrored(t2), t2.affine, t2)
-    yield "placed wrong", "left and right exchanged", register_rigid(t1, exchanged, start=found.matrix)
+    if not as_they_are:
+        for case, scans in variants(t1, t2):
+            yield "one head", case, register_rigid(*scans, start=found.matrix)
+        for case, displacement in displacements(t1):
+            yield "placed wrong", case, judge_placement(t1, t2, found.matrix @ displacement)
+        exchanged = image_of(mirrored(t2), t2.affine, t2)
+        yield "placed wrong", "left and right exchanged", register_rigid(t1, exchanged, start=found.matrix)
     if other_t1 is not None:
         yield "another subject", "T1w of the next subject", register_rigid(other_t1, t2)
 

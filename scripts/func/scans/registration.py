@@ -12,6 +12,7 @@ the direction in which an image is resampled, and ITK's.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import nibabel as nib
@@ -28,8 +29,8 @@ _BINS = 32
 _HEAD_RADIUS = 50.0
 # Voxels this many times as long as they are wide are slices.
 _THICK = 1.5
-# Samples beyond which a level's similarity gains nothing in precision.
-_MOST_SAMPLES = 40_000
+# Samples, by resolution in mm, beyond which the similarity gains nothing in precision.
+_MOST_SAMPLES = {8: 3_000, 4: 20_000, 2: 40_000, 1: 40_000}
 # Measured with scripts/tools/check_same_head.py (docs/same_head.md).
 RIGHT, UNSURE, FAILED = "right", "unsure", "failed"
 LEAST_SHARPNESS, SURE_SHARPNESS = 0.08, 0.25
@@ -150,8 +151,14 @@ class _Pair:
         self.swapped = _is_better_reference(self.floating, self.reference)
         if self.swapped:
             self.reference, self.floating = self.floating, self.reference
-        references, floatings = _pyramid(self.reference), _pyramid(_padded(_at_spacing(self.floating, 1)))
-        self.levels = {spacing: _Level(references[spacing], floatings[spacing], scaled) for spacing in (8, 4, 2, 1)}
+        with ThreadPoolExecutor(2) as pool:  # SciPy lets go of Python's lock
+            references = pool.submit(_pyramid, self.reference)
+            floatings = _pyramid(_padded(_at_spacing(self.floating, 1)))
+            references = references.result()
+        self.levels = {
+            spacing: _Level(references[spacing], floatings[spacing], most, scaled)
+            for spacing, most in _MOST_SAMPLES.items()
+        }
 
     def turned(self, matrix: np.ndarray) -> np.ndarray:
         """A matrix from the fixed to the moving image as one from reference to floating scan, or the reverse."""
@@ -159,9 +166,10 @@ class _Pair:
 
     def judged(self, matrix: np.ndarray) -> Registration:
         """The matrix, reference to floating scan, as a registration of the fixed and the moving image."""
+        information, _, entropy = self.levels[2].evaluate(matrix)
         return Registration(
             matrix=self.turned(matrix),
-            similarity=self.levels[2].share_told(matrix),
+            similarity=information / entropy,
             sharpness=self.levels[4].sharpness(matrix),
             mirrored=self._similarity_mirrored(matrix) / self.levels[4].similarity(matrix),
             overlap=_overlap(self.reference, self.floating, matrix),
@@ -215,6 +223,8 @@ def _padded(volume: _Volume, margin: float = 30.0) -> _Volume:
 def _at_spacing(volume: _Volume, spacing: float) -> _Volume:
     """Smooth and shrink along the axes whose voxels are smaller than ``spacing`` mm."""
     factors = np.maximum(1, spacing / voxel_sizes(volume.affine))
+    if factors.max() < 1 + 1e-6:
+        return volume
     shape = np.floor((np.array(volume.array.shape) - 1) / factors).astype(int) + 1
     offset = ((np.array(volume.array.shape) - 1) - (shape - 1) * factors) / 2
     smooth = ndimage.gaussian_filter(volume.array, np.where(factors > 1, 0.4 * factors, 0))
@@ -250,11 +260,11 @@ class _Level:
     volume's.
     """
 
-    def __init__(self, reference: _Volume, floating: _Volume, scaled: bool = False) -> None:
+    def __init__(self, reference: _Volume, floating: _Volume, most_samples: int, scaled: bool) -> None:
         self._parameters = 7 if scaled else 6
         self._first_step = float(voxel_sizes(floating.affine).max()) / 2  # mm
         self.center, self.floating_center = _center(reference), _center(floating)
-        samples = _samples(reference)
+        samples = _samples(reference, most_samples)
         values = ndimage.map_coordinates(reference.array, samples.T, order=1, mode="nearest")
         self._points = apply_affine(reference.affine, samples)
         # Whole bins for the reference; the floating volume's values are shared out between two.
@@ -264,12 +274,9 @@ class _Level:
 
     def similarity(self, matrix: np.ndarray) -> float:
         """Mutual information in nats."""
-        return self._evaluate(matrix)[0]
-
-    def share_told(self, matrix: np.ndarray) -> float:
-        """Mutual information over the reference's entropy: 0 to 1."""
-        information, _, entropy = self._evaluate(matrix)
-        return information / entropy
+        voxels, inside = self._voxels(matrix)
+        values = ndimage.map_coordinates(self._floating, voxels.T, order=1, mode="nearest")
+        return self._information(self._codes[inside], values)[0]
 
     def sharpness(self, matrix: np.ndarray) -> float:
         """Share of the mutual information that is lost where the scans are shifted by 4 mm and turned by 4 degrees.
@@ -286,13 +293,13 @@ class _Level:
         """The ``count`` matrices of greatest similarity, the greatest first."""
         return sorted(matrices, key=self.similarity, reverse=True)[:count]
 
-    def align(self, matrix: np.ndarray) -> np.ndarray:
-        """The local optimum that quasi-Newton steps (BFGS) reach from ``matrix``."""
-        steps = 1e-3 * np.concatenate([np.eye(self._parameters), -np.eye(self._parameters)])
+    def align(self, matrix: np.ndarray, steps: int = 50) -> np.ndarray:
+        """The local optimum that quasi-Newton steps (BFGS) reach from ``matrix``, or how far they come."""
+        nudges = 1e-3 * np.concatenate([np.eye(self._parameters), -np.eye(self._parameters)])
 
         def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-            here, *near = self._motions(np.concatenate([parameters[None], parameters + steps]))
-            information, slope, _ = self._evaluate(matrix @ here)
+            here, *near = self._motions(np.concatenate([parameters[None], parameters + nudges]))
+            information, slope, _ = self.evaluate(matrix @ here)
             ahead, behind = np.split(np.array(near), 2)
             change = (ahead - behind)[:, :3] / 2e-3
             return -information, -np.einsum("pij,ij->p", change, matrix[:3, :3].T @ slope)
@@ -300,7 +307,7 @@ class _Level:
         start = np.zeros(self._parameters)
         steepness = np.linalg.norm(loss(start)[1])
         first_step = self._first_step / max(steepness, 1e-9) * np.eye(self._parameters)
-        options = {"gtol": 1e-3, "maxiter": 50, "hess_inv0": first_step}
+        options = {"gtol": 1e-3, "maxiter": steps, "hess_inv0": first_step}
         found = optimize.minimize(loss, start, jac=True, method="BFGS", options=options)
         return matrix @ self._motions(found.x[None])[0]
 
@@ -316,37 +323,46 @@ class _Level:
         motions[:, :3, 3] = self.center - turns @ self.center + parameters[:, 3:6]
         return motions
 
-    def _evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray, float]:
+    def evaluate(self, matrix: np.ndarray) -> tuple[float, np.ndarray, float]:
         """Mutual information (nats), its derivative by the matrix's first three rows, and the reference's entropy."""
-        to_voxels = self._to_voxels @ matrix
-        voxels = apply_affine(to_voxels, self._points)
+        voxels, inside = self._voxels(matrix)
+        values, gradients = _interpolated(self._floating, voxels)
+        information, entropy, gain, codes = self._information(self._codes[inside], values)
+        by_count = (_WINDOW @ gain @ _WINDOW.T).ravel() / len(self._points)
+        by_position = gradients * (by_count[codes + 1] - by_count[codes])[:, None]
+        points = np.column_stack([self._points[inside], np.ones(len(codes))])
+        slope = self._to_voxels[:3, :3].T @ (by_position.T @ points)
+        return information, slope, entropy
+
+    def _voxels(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the samples lie in the floating volume, voxels, shape (N, 3), and which of all these N are."""
+        voxels = apply_affine(self._to_voxels @ matrix, self._points)
         inside = ((voxels >= 0) & (voxels <= np.array(self._floating.shape) - 1)).all(axis=1)
-        values, gradients = _interpolated(self._floating, voxels[inside])
+        return voxels[inside], inside
+
+    def _information(self, codes: np.ndarray, values: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
+        """Mutual information and the reference's entropy (nats), its gain by each bin, and the samples' lower bins."""
         lower = values.astype(np.intp)
-        codes = self._codes[inside] + lower
+        codes = codes + lower
         counts = np.bincount(codes, 1 - (values - lower), _BINS**2) + np.bincount(codes + 1, values - lower, _BINS**2)
         joint = _WINDOW.T @ counts.reshape(_BINS, _BINS) @ _WINDOW / len(self._points)
         rows, columns = joint.sum(axis=1, keepdims=True), joint.sum(axis=0, keepdims=True)
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(joint > 0, np.log(joint * joint.sum() / (rows * columns)), 0)
             entropy = -np.sum(rows * np.log(rows / rows.sum()), where=rows > 0)
-        by_count = (_WINDOW @ gain @ _WINDOW.T).ravel() / len(self._points)
-        by_position = gradients * (by_count[codes + 1] - by_count[codes])[:, None]
-        points = np.column_stack([self._points[inside], np.ones(len(codes))])
-        slope = self._to_voxels[:3, :3].T @ (by_position.T @ points)
-        return float((joint * gain).sum()), slope, float(max(entropy, 1e-9))
+        return float((joint * gain).sum()), float(max(entropy, 1e-9)), gain, codes
 
 
-def _samples(reference: _Volume) -> np.ndarray:
-    """Positions in and around the reference's head, voxels, shape (N, 3).
+def _samples(reference: _Volume, most: int) -> np.ndarray:
+    """At most so many positions in and around the reference's head, voxels, shape (N, 3).
 
     Each lies anywhere within its voxel, but on its slice: were all of them on the grid, those motions would be favoured
     that lay the two grids upon each other, since there interpolation does not blur.
     """
     random = np.random.default_rng(0)
     voxels = np.argwhere(_head(reference))
-    if len(voxels) > _MOST_SAMPLES:
-        voxels = voxels[random.choice(len(voxels), _MOST_SAMPLES, replace=False)]
+    if len(voxels) > most:
+        voxels = voxels[random.choice(len(voxels), most, replace=False)]
     sizes = voxel_sizes(reference.affine)
     return voxels + random.uniform(-0.5, 0.5, voxels.shape) * (sizes < _THICK * np.median(sizes))
 
@@ -384,13 +400,20 @@ def _orientations() -> list[np.ndarray]:
 
 
 def _search(levels: dict[int, _Level]) -> np.ndarray:
-    """The best of many starts: the likeliest are followed at 8 mm, the best few of those at 4 mm."""
-    coarse = levels[8]
+    """The best of many starts: the likeliest are followed at 8 mm, the best few of those to the end, then at 4 mm."""
+    coarse, fine = levels[8], levels[4]
     center, target = coarse.center, coarse.floating_center
     turned = [nib.affines.from_matvec(turn, target - turn @ center) for turn in _orientations()]
     starts = [np.eye(4), nib.affines.from_matvec(np.eye(3), target - center), *coarse.best(turned, 16)]
-    found = _distinct(coarse.best([coarse.align(start) for start in starts], len(starts)), center)
-    return levels[4].best([levels[4].align(matrix) for matrix in found[:4]], 1)[0]
+    begun = coarse.best([coarse.align(start, steps=10) for start in starts], 6)
+    found = _distinct(fine.best([coarse.align(matrix) for matrix in begun], 6), center)
+    best, *others = found[:4]
+    best = fine.align(best)
+    for other in others:
+        # What is right keeps more of its similarity where it is not yet aligned finely.
+        if fine.similarity(other) > 0.5 * fine.similarity(best):
+            best = fine.best([best, fine.align(other)], 1)[0]
+    return best
 
 
 def _distinct(matrices: list[np.ndarray], center: np.ndarray) -> list[np.ndarray]:
