@@ -28,7 +28,7 @@ from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, result_path, stem_of
 from func.scans.case import Case, check_grids, read_case
 from func.scans.dicom import source_name
-from func.scans.hub import find_weights
+from func.scans.hub import commit_of, find_weights
 from func.scans.provenance import differences, digest, inputs_of
 from func.training.splits import add_split, wanted_subjects
 
@@ -88,11 +88,10 @@ def made_with(pair: Pair, weights: Path, arguments: argparse.Namespace) -> dict:
     settings = {"Device": arguments.device, "Precision": arguments.precision, "Uncertainty": arguments.uncertainty}
     if arguments.space:
         settings |= {"Space": arguments.space, "VoxelSize": arguments.voxel_size, **stated_slices(arguments)}
-    return {
-        "Inputs": inputs_of(pair.t2, pair.t1),
-        "Weights": {"Name": str(arguments.weights), "SHA256": digest(weights)},
-        "Settings": settings,
-    }
+    used = {"Name": str(arguments.weights), "SHA256": digest(weights)}
+    if commit := commit_of(weights):
+        used["Commit"] = commit
+    return {"Inputs": inputs_of(pair.t2, pair.t1), "Weights": used, "Settings": settings}
 
 
 def reconstruct_pairs(
