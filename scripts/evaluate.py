@@ -59,7 +59,7 @@ from tqdm import tqdm
 from func.commands import Tally, in_processes, processors, run_to_the_end, script_parser
 from func.errors import warn
 from func.reports.ages import group_of, read_age_groups
-from func.reports.comparisons import find_comparisons, score_comparison, weights_of
+from func.reports.comparisons import find_comparisons, score_comparison, slices_behind, weights_of
 from func.reports.lesions import DIAMETERS, KINDS, LESIONS_MEANING, plant_lesions
 from func.reports.scores import INNER_DEPTH
 from func.reports.tables import (
@@ -75,7 +75,7 @@ from func.reports.tables import (
     write_csv,
     write_text,
 )
-from func.scans.bids import Pair, entities_of, find_pairs, slicing_of, stem_of
+from func.scans.bids import Pair, entities_of, find_pairs, stem_of
 from func.scans.case import check_grids, read_case
 from func.scans.hub import find_weights
 from func.scans.nifti import to_ras
@@ -228,9 +228,9 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
 
 
 def labels_of(result: Path, ages: dict[tuple[str, str], str]) -> dict:
-    """What tells a scan apart in the tables, by the name of its result: the first columns of each."""
+    """What tells a scan apart in the tables: the first columns of each."""
     entities = entities_of(result)
-    direction, thickness = slicing_of(result) or ("", None)
+    direction, thickness, _ = slices_behind(result)
     subject, session = entities["sub"], entities.get("ses", "")
     return {
         "name": stem_of(result),

@@ -321,6 +321,23 @@ def test_a_raw_scan_as_baseline_is_brought_to_the_truth(study, tmp_path):
     assert float(cubic["psnr"]) > 60
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_slices_that_the_name_does_not_tell_are_taken_from_the_sidecar(study, tmp_path, known):
+    source = study / "results" / "sub-01_acq-axial2mm_desc-isotropic_T2w.nii.gz"
+    result = tmp_path / "results" / "sub-01_desc-isotropic_T2w.nii.gz"
+    image = read_volume(source)
+    save_volume(result, image.get_fdata(), image.affine)
+    if known:
+        quality = {"Plane": "axial", "SliceThickness": 2.0, "SpacingBetweenSlices": 2.5}
+        save_json(tmp_path / "results" / "sub-01_desc-isotropic_T2w.json", {"Quality": quality})
+    assert score(study, tmp_path, results=tmp_path / "results") == 0
+    row = read_rows(tmp_path)[0]
+    assert (row["direction"], row["thickness_mm"]) == (("axial", "2.0") if known else ("", ""))
+    assert bool(row["sharpness"]) == known
+    groups = [cells[0] for cells in read_tables((tmp_path / "summary.md").read_text().splitlines())["Inner brain"]]
+    assert groups == ["", "all", *(["2 mm", "axial", "2 mm axial"] if known else []), "newborn"]
+
+
 def test_results_of_several_weights_are_told(study, tmp_path, capsys):
     results = tmp_path / "results"
     for number, source in enumerate(sorted((study / "results").rglob("sub-01*axial*.nii.gz"))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -90,6 +91,22 @@ def find_truth(result: Path, candidates: list[Path], folder: Path) -> Path:
         )
     names = " and ".join(map(str, candidates))
     raise BabyAIError(f"{result} can be compared with {names}; keep one of them.")
+
+
+def slices_behind(result: Path) -> tuple[str, float, float]:
+    """Direction, thickness and spacing (mm) of the slices that a result was made from, by its name or its sidecar.
+
+    Returns:
+        An empty direction and nan where they are not known, or where there were several stacks.
+    """
+    if named := slicing_of(result):
+        return *named, named[1]
+    with contextlib.suppress(BabyAIError, KeyError, TypeError, ValueError):
+        sidecar = read_sidecar(result)
+        quality = sidecar["Quality"]
+        if quality["Plane"] in AXIS_ACROSS and "Stacks" not in sidecar:
+            return quality["Plane"], round(float(quality["SliceThickness"]), 2), float(quality["SpacingBetweenSlices"])
+    return "", float("nan"), float("nan")
 
 
 def weights_of(results: Iterable[Path]) -> Counter[str]:
@@ -204,12 +221,12 @@ def _mean_displacement(truth: _Truth, motion: np.ndarray) -> float:
 
 
 def _sharpness_of(result: Path, truth: _Truth, estimate: np.ndarray, mask: np.ndarray) -> float:
-    """Sharpness across the slices that the result's name states; nan where it states none."""
-    direction, thickness = slicing_of(result) or ("", 0)
+    """Sharpness across the slices behind a result; nan where they are not known."""
+    direction, _, spacing = slices_behind(result)
     if not direction:
         return float("nan")
     axis = AXIS_ACROSS[direction]
-    return sharpness(truth.array, estimate, mask, axis, thickness, nib.affines.voxel_sizes(truth.image.affine)[axis])
+    return sharpness(truth.array, estimate, mask, axis, spacing, nib.affines.voxel_sizes(truth.image.affine)[axis])
 
 
 def _find_t2s(folder: Path, option: str) -> list[Path]:

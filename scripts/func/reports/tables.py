@@ -158,16 +158,17 @@ def short_table(scores: pd.DataFrame, corner: str, columns: pd.Series, rows: pd.
 
 def grouped(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows once in each ``group`` that their scan is in: all, its thickness, direction, both, and age group."""
-    thickness = frame.thickness_mm.map("{:g} mm".format, na_action="ignore")
-    direction = frame.direction.replace("", np.nan)
+    sliced = frame.dropna(subset="thickness_mm")
+    thickness = sliced.thickness_mm.map("{:g} mm".format).astype(str)
+    aged = frame[frame.age_group != ""].sort_values("age_group", key=in_order)
     labels = [
         pd.Series("all", frame.index),
         thickness,
-        direction.sort_values(),
-        thickness + " " + direction,
-        frame.age_group.replace("", np.nan).sort_values(key=in_order),
+        sliced.direction.sort_values(),
+        thickness + " " + sliced.direction,
+        aged.age_group,
     ]
-    parts = [frame.loc[known.index].assign(group=known) for label in labels if not (known := label.dropna()).empty]
+    parts = [frame.loc[label.index].assign(group=label) for label in labels if not label.empty]
     return pd.concat(parts)
 
 
