@@ -59,7 +59,7 @@ from tqdm import tqdm
 from func.commands import Tally, in_processes, processors, run_to_the_end, script_parser
 from func.errors import warn
 from func.reports.ages import group_of, read_age_groups
-from func.reports.comparisons import find_comparisons, score_comparison, slices_behind, weights_of
+from func.reports.comparisons import Comparison, find_comparisons, score_comparison, slices_behind, weights_of
 from func.reports.lesions import DIAMETERS, KINDS, LESIONS_MEANING, plant_lesions
 from func.reports.scores import INNER_DEPTH
 from func.reports.tables import (
@@ -75,7 +75,7 @@ from func.reports.tables import (
     write_csv,
     write_text,
 )
-from func.scans.bids import Pair, entities_of, find_pairs, stem_of
+from func.scans.bids import Pair, entities_of, find_pairs
 from func.scans.case import check_grids, read_case
 from func.scans.hub import find_weights
 from func.scans.nifti import to_ras
@@ -191,6 +191,7 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
     for baseline in (path for path in lacking if wanted(entities_of(path)["sub"])):
         warn(f"Not evaluated, for want of a result: {baseline}")
     ages = read_age_groups(arguments.reference_dir)
+    ages = {dataset: ages | read_age_groups(dataset) for dataset in {comparison.dataset for comparison in comparisons}}
     weights = weights_of(comparison.result for comparison in comparisons)
     made_with = "Results of " + ", ".join(f"{name}: {count}" for name, count in weights.items()) + "."
     if len(weights) > 1:
@@ -205,7 +206,7 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
                 tally.fail(comparison.result.name, outcome)
             else:
                 tally.done += 1
-                labels = labels_of(comparison.result, ages)
+                labels = labels_of(comparison, ages[comparison.dataset])
                 for rows, found in zip((scores, tissues, intervals), outcome, strict=True):
                     rows += [labels | row for row in found]
             bar.update()
@@ -227,16 +228,16 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
     print(f"Tables and picture: {arguments.output_dir}")
 
 
-def labels_of(result: Path, ages: dict[tuple[str, str], str]) -> dict:
+def labels_of(comparison: Comparison, ages: dict[tuple[str, str], str]) -> dict:
     """What tells a scan apart in the tables: the first columns of each."""
-    entities = entities_of(result)
-    direction, thickness, _ = slices_behind(result)
-    subject, session = entities["sub"], entities.get("ses", "")
+    entities = entities_of(comparison.result)
+    session = entities.get("ses", "")
+    direction, thickness, _ = slices_behind(comparison.result)
     return {
-        "name": stem_of(result),
-        "subject": subject,
+        "name": comparison.name,
+        "subject": comparison.subject,
         "session": session,
-        "age_group": group_of(ages, subject, session),
+        "age_group": group_of(ages, entities["sub"], session),
         "direction": direction,
         "thickness_mm": thickness,
     }

@@ -246,6 +246,28 @@ def test_a_result_in_another_axis_order_scores_the_same(study, tmp_path):
     assert float(flipped["ssim"]) == pytest.approx(float(plain["ssim"]))
 
 
+def test_two_datasets_may_share_a_label(study, tmp_path):
+    """siteA's sub-01 is scored against siteA's truth and baseline, and counts as a subject of its own."""
+    name = "sub-01_acq-axial2mm"
+    places = {
+        "data": study / "data" / "sub-01_T2w.nii.gz",
+        "raw": study / "synthesised" / f"{name}_T2w.nii.gz",
+        "results": study / "results" / f"{name}_desc-isotropic_T2w.nii.gz",
+    }
+    for folder, source in places.items():
+        image = read_volume(source)
+        save_volume(tmp_path / folder / "siteA" / source.name, image.get_fdata(), image.affine)
+        save_volume(tmp_path / folder / "siteB" / source.name, 2 * image.get_fdata()[::-1], image.affine)
+    (tmp_path / "data" / "siteA" / "participants.tsv").write_text("participant_id\tage_months\nsub-01\t0\n")
+    folders = ["--reference-dir", tmp_path / "data", "--results-dir", tmp_path / "results"]
+    arguments = [*folders, "--baseline-dir", tmp_path / "raw", "--output-dir", tmp_path, "--workers", "1"]
+    assert evaluate.main([*map(str, arguments)]) == 0
+    rows = [row for row in read_rows(tmp_path) if (row["region"], row["method"]) == ("inner", "BABY-AI")]
+    assert [row["name"] for row in rows] == [f"{site}/{name}_desc-isotropic_T2w" for site in ("siteA", "siteB")]
+    assert [(row["subject"], row["age_group"]) for row in rows] == [("siteA/01", "newborn"), ("siteB/01", "")]
+    assert all(float(row["gain"]) == pytest.approx(6.02, abs=0.01) for row in rows)
+
+
 def test_of_several_truths_the_one_with_the_result_s_own_label_is_taken(tmp_path):
     truths = [tmp_path / "sub-01_T2w.nii.gz", tmp_path / "sub-01_acq-space_T2w.nii.gz"]
     assert find_truth(tmp_path / "sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz", truths, tmp_path) == truths[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,16 @@ from func.errors import BabyAIError
 from func.reconstruction.uncertainty import correlation, coverage, sampled
 from func.reports.scores import brain_mask, inner_brain, score_brain, score_volume, sharpness, tissue_agreement
 from func.reports.tables import BASELINE, RESULT
-from func.scans.bids import entities_of, find_scans, is_original, is_result, own_acquisition, result_path, slicing_of
+from func.scans.bids import (
+    entities_of,
+    find_scans,
+    is_original,
+    is_result,
+    own_acquisition,
+    result_path,
+    slicing_of,
+    stem_of,
+)
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import check_same_grid, read_volume, to_ras
 from func.scans.registration import register_rigid
@@ -27,8 +37,16 @@ from func.slices.geometry import AXIS_ACROSS
 
 @dataclass(frozen=True)
 class Comparison:
-    """One reconstruction, its truth, the scan that it was made from, and its map of uncertainty."""
+    """One reconstruction, its truth, the scan that it was made from, and its map of uncertainty.
 
+    Attributes:
+        name, subject: what tells it apart in tables; with the dataset's folder where two datasets share a label.
+        dataset: the folder of the truth's dataset, with its table of participants.
+    """
+
+    name: str
+    subject: str
+    dataset: Path
     result: Path
     truth: Path
     baseline: Path | None
@@ -39,6 +57,9 @@ def find_comparisons(
     reference_dir: Path, results_dir: Path, baseline_dir: Path | None
 ) -> tuple[list[Comparison], list[tuple[Path, BabyAIError]], list[Path]]:
     """Every reconstruction with its truth and baseline.
+
+    Of datasets in folders of their own, each with a subject of the same label, those in folders of the same name go
+    together.
 
     Returns:
         The comparisons; what could not be paired, and why; and the baselines of known subjects that have no result.
@@ -52,28 +73,44 @@ def find_comparisons(
             f"No reconstruction was found below {results_dir}; "
             "it needs files named like sub-01_acq-axial4mm_desc-isotropic_T2w.nii.gz, as inference.py makes them."
         )
-    truths: dict[tuple, list[Path]] = {}
+    truths, baselines, datasets = defaultdict(list), defaultdict(list), defaultdict(set)
     for path in _find_t2s(reference_dir, "--reference-dir"):
         if is_original(path):
-            truths.setdefault(_identity(path), []).append(path)
-    baselines = {}
-    if baseline_dir:
-        inputs = [path for path in _find_t2s(baseline_dir, "--baseline-dir") if not is_result(path)]
-        baselines = {result_path(path, "").name: path for path in inputs}
+            truths[_identity(path)].append(path)
+            datasets[entities_of(path)["sub"]].add(_dataset(path, reference_dir))
+    for path in _find_t2s(baseline_dir, "--baseline-dir") if baseline_dir else []:
+        if not is_result(path):
+            baselines[result_path(path, "").name].append(path)
+    names = Counter(path.name for path in results)
 
     comparisons, faults = [], []
     for result in results:
+        dataset, subject, name = _dataset(result, results_dir), entities_of(result)["sub"], stem_of(result)
         try:
-            truth = find_truth(result, truths.get(_identity(result), []), reference_dir)
-            baseline = baselines.get(result.name)
-            if baseline_dir and not baseline:
-                raise BabyAIError(f"{result} has no baseline below {baseline_dir}; add the scan it was made from.")
+            truth = find_truth(result, _of_dataset(dataset, truths[_identity(result)], reference_dir), reference_dir)
+            baseline = _of_dataset(dataset, baselines[result.name], baseline_dir)
+            if baseline_dir and len(baseline) != 1:
+                found = " and ".join(map(str, baseline)) or "none"
+                raise BabyAIError(
+                    f"{result} needs one baseline below {baseline_dir}, the scan it was made from: {found}."
+                )
             uncertainty = result.with_name(result.name.replace("desc-isotropic", "desc-uncertainty"))
-            comparisons.append(Comparison(result, truth, baseline, uncertainty if uncertainty.is_file() else None))
+            home = _dataset(truth, reference_dir)
+            comparisons.append(
+                Comparison(
+                    name=f"{dataset}/{name}" if names[result.name] > 1 else name,
+                    subject=f"{home}/{subject}" if len(datasets[subject]) > 1 else subject,
+                    dataset=reference_dir / home,
+                    result=result,
+                    truth=truth,
+                    baseline=baseline[0] if baseline else None,
+                    uncertainty=uncertainty if uncertainty.is_file() else None,
+                )
+            )
         except BabyAIError as error:
             faults.append((result, error))
-    lacking = sorted(set(baselines) - {path.name for path in results})
-    return comparisons, faults, [baselines[name] for name in lacking if _identity(baselines[name]) in truths]
+    lacking = [path for name, paths in sorted(baselines.items()) if name not in names for path in paths]
+    return comparisons, faults, [path for path in lacking if truths[_identity(path)]]
 
 
 def find_truth(result: Path, candidates: list[Path], folder: Path) -> Path:
@@ -234,6 +271,16 @@ def _find_t2s(folder: Path, option: str) -> list[Path]:
     if not folder.is_dir():
         raise BabyAIError(f"The folder {folder} does not exist; check {option}.")
     return [path for path in find_scans(folder) if entities_of(path)["suffix"] == "T2w"]
+
+
+def _dataset(path: Path, root: Path) -> str:
+    """The folder of a scan's dataset, relative to the one that was searched; empty where that is the dataset."""
+    return "/".join(takewhile(lambda part: not part.startswith("sub-"), path.relative_to(root).parent.parts))
+
+
+def _of_dataset(dataset: str, paths: list[Path], root: Path | None) -> list[Path]:
+    """Those of the paths below ``root`` that lie in a dataset; all of them where none does."""
+    return [path for path in paths if _dataset(path, root) == dataset] or paths
 
 
 def _identity(path: Path) -> tuple:
