@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from func.reports.quality import is_stripped
 from func.scans.bids import find_pairs
 from func.scans.nifti import image_of, read_volume
-from func.scans.registration import Registration, judge_placement, register_rigid
+from func.scans.registration import Registration, judge_placements, register_rigid
 
 Scans = tuple[nib.Nifti1Image, nib.Nifti1Image]
 
@@ -70,8 +70,10 @@ def registrations(
     if not as_they_are:
         for case, scans in variants(t1, t2):
             yield "one head", case, register_rigid(*scans, start=found.matrix)
-        for case, displacement in displacements(t1):
-            yield "placed wrong", case, judge_placement(t1, t2, found.matrix @ displacement)
+        wrong = dict(displacements(t1))
+        judged = judge_placements(t1, t2, [found.matrix @ displacement for displacement in wrong.values()])
+        for case, registration in zip(wrong, judged, strict=True):
+            yield "placed wrong", case, registration
         exchanged = image_of(mirrored(t2), t2.affine, t2)
         yield "placed wrong", "left and right exchanged", register_rigid(t1, exchanged, start=found.matrix)
     if other_t1 is not None:

@@ -14,7 +14,7 @@ from func.scans.nifti import read_volume
 from func.scans.registration import (
     Registration,
     check_same_head,
-    judge_placement,
+    judge_placements,
     mean_displacement,
     register_rigid,
 )
@@ -134,13 +134,15 @@ PLACED_WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", PLACED_WRONG)
-def test_a_wrong_placement_has_failed(newborn, name):
+def test_a_wrong_placement_has_failed(newborn):
     center = newborn.points.mean(axis=0)
-    about_center = from_matvec(np.eye(3), center) @ PLACED_WRONG[name] @ from_matvec(np.eye(3), -center)
-    assert judge_placement(newborn.t1, newborn.stack, np.eye(4)).verdict == "right"
-    assert judge_placement(newborn.t1, newborn.stack, about_center).verdict == "failed"
-    assert judge_placement(newborn.stack, newborn.t1, np.linalg.inv(about_center)).verdict == "failed"
+    there, back = from_matvec(np.eye(3), center), from_matvec(np.eye(3), -center)
+    wrong = [there @ displacement @ back for displacement in PLACED_WRONG.values()]
+    right, *failed = judge_placements(newborn.t1, newborn.stack, [np.eye(4), *wrong])
+    assert right.verdict == "right"
+    assert [registration.verdict for registration in failed] == ["failed"] * len(wrong)
+    (reversed_,) = judge_placements(newborn.stack, newborn.t1, [np.linalg.inv(wrong[0])])
+    assert reversed_.sharpness == pytest.approx(failed[0].sharpness)
 
 
 def test_left_and_right_exchanged_is_told(newborn, capsys):

@@ -3,8 +3,10 @@
 The similarity is mutual information (Parzen windows, as in Mattes et al., IEEE TMI 2003) and its exact derivative,
 climbed by BFGS at 8, 4, 2 and 1 mm. Headers are not trusted: besides the header's own position, the centres of both
 heads are laid upon each other in every orientation, coarsely, and only what aligns best is refined. On three real
-infants that took 2 to 5 s on one core and was as exact as ANTsPy (13 to 46 s) and greedy (9 to 26 s), which both leave
-a head that its header turns upside down as it is.
+infants that takes 2 to 3 s on one core and is as exact as ANTsPy (13 to 46 s) and greedy (9 to 26 s), which both leave
+a head that its header turns upside down as it is. SimpleITK (Mattes, regular steps at 2 and 1 mm), started where the
+search at 4 mm ends, comes as near to the truth (0.11 to 0.34 mm, this 0.12 to 0.36 mm, seven random starts), but takes
+3 to 5 s for what takes 0.2 to 0.35 s here.
 
 Matrices are 4 x 4 and map world mm (RAS+, as nibabel's affines) of the fixed image to world mm of the moving image:
 the direction in which an image is resampled, and ITK's.
@@ -12,6 +14,7 @@ the direction in which an image is resampled, and ITK's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -130,14 +133,16 @@ def register_rigid(
     return registration
 
 
-def judge_placement(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, matrix: np.ndarray) -> Registration:
-    """How well a matrix lays two scans upon each other, as it is: what :func:`register_rigid` says of what it found.
+def judge_placements(
+    fixed: nib.Nifti1Image, moving: nib.Nifti1Image, matrices: Iterable[np.ndarray]
+) -> list[Registration]:
+    """How well each matrix lays two scans upon each other, as it is: as :func:`register_rigid` judges what it found.
 
     Raises:
         BabyAIError: as :func:`register_rigid`.
     """
     pair = _Pair(fixed, moving)
-    return pair.judged(pair.turned(np.asarray(matrix, float)))
+    return [pair.judged(pair.turned(np.asarray(matrix, float))) for matrix in matrices]
 
 
 class _Pair:
