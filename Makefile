@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test format clean
+.PHONY: demo test gpu format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/jupyter-execute demo.ipynb --output=results/demo.ipynb
@@ -15,6 +15,11 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python -m pytest
+
+# On a machine with a CUDA device: that it gives what a processor gives, and how fast it is.
+gpu: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python scripts/tools/benchmark.py --device cuda --sections published training processes --output results/benchmark_gpu.md
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix

@@ -29,3 +29,14 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder} (set BABYAI_TEST_DATA to its folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """A CUDA device; the test is skipped where there is none. BABYAI_TEST_GPU=cpu tries such tests without one."""
+    import torch
+
+    device = os.environ.get("BABYAI_TEST_GPU", "cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return device

@@ -401,6 +401,47 @@ def test_a_run_killed_as_it_begins_can_begin_again(train, tmp_path):
         assert code == 0 and expected in printed
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_as_a_processor_does(train, gpu):
+    """Convolutions of CUDA have 10 bits of mantissa (TF32) in training."""
+    settings = ["--steps", "4", "--validate-every", "100", "--learning-rate", "0.01"]
+    runs = [train(device, *settings, "--device", device, recipe="babyai") for device in {"cpu", gpu}]
+    found = [[float(loss) for loss in losses_in(printed).values()] for _, printed, _ in runs]
+    assert [code for code, _, _ in runs] == [0] * len(runs)
+    np.testing.assert_allclose(found[-1], found[0], rtol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision, tolerance", [("float32", 0.02), ("bfloat16", 0.1)])
+def test_a_run_on_a_gpu_resumes(train, gpu, monkeypatch, precision, tolerance):
+    settings = ["--steps", "6", "--validate-every", "3", "--device", gpu, "--precision", precision]
+    settings += ["--learning-rate", "0.001"]
+    _, whole, _ = train("whole", *settings)
+    with monkeypatch.context() as patched:
+        signalled_at(3, signal.SIGTERM, patched)
+        stopped, printed, _ = train("halves", *settings)
+    finished, rest, _ = train("halves", *settings, "--resume")
+    assert (stopped, finished) == (143, 0)
+    found, expected = losses_in(printed) | losses_in(rest), losses_in(whole)
+    assert found.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert float(found[step]) == pytest.approx(float(loss), rel=tolerance), step
+
+
+@pytest.mark.gpu
+def test_two_processes_share_a_gpu(train, gpu, shapes_data, tmp_path):
+    settings = ["--steps", "4", "--validate-every", "2", "--batch-size", "4", "--learning-rate", "0.001"]
+    settings += ["--device", gpu]
+    _, alone, _ = train("one", *settings)
+    together = as_srun_does(2, SCRIPTS / "training.py", *command(shapes_data, tmp_path, "two", *settings))
+    printed = [process.communicate(timeout=300) for process in together]
+    assert [process.returncode for process in together] == [0, 0], printed
+    found, expected = losses_in(printed[0][0]), losses_in(alone)
+    assert found.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert float(found[step]) == pytest.approx(float(loss), rel=0.02), step
+
+
 def test_the_chain_of_the_readme_runs_without_renaming_a_file(small_head, tmp_path):
     """Synthesise, train, infer, evaluate, as commands."""
     raw, thick, results, reconstructed = (tmp_path / name for name in ("raw", "thick", "results", "reconstructed"))
