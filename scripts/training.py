@@ -273,12 +273,13 @@ def train(
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line."""
     parser = script_parser(__doc__)
-    add = parser.add_argument
+    add = parser.add_argument_group("data and results").add_argument
     add("--data-dir", type=Path, default=DATA_DIR, help="folder with the isotropic pairs (default: %(default)s)")
     add("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
+    add("--split", type=Path, metavar="FILE", help="CSV of subject and part, as runs/RUN/split.csv (default: 70/15/15)")
     add("--name", help="name of the run (default: recipe, date and time)")
     add("--resume", action="store_true", help="go on with --name, or the run begun last; begin it if there is none")
-    add("--split", type=Path, metavar="FILE", help="CSV of subject and part, as runs/RUN/split.csv (default: 70/15/15)")
+    add = parser.add_argument_group("how it runs (may change when a run is resumed)").add_argument
     add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s")
     add("--workers", type=int, default=WORKERS, help="processes that prepare samples (default: as cores are to spare)")
