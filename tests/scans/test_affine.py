@@ -10,6 +10,8 @@ from func.scans.nifti import image_of, read_volume, save_volume
 SHAPE = (7, 8, 9)
 OBLIQUE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.3) @ np.diag([-0.8, 1, 3]), [4, 5, 6])
 
+CODES = ("sform_code", "qform_code")
+
 
 def saved(path, sform=OBLIQUE, qform=OBLIQUE, codes=(1, 1), **header):
     """A scan with its two affines, and header fields written over them as they are."""
@@ -42,6 +44,8 @@ def assert_reads(path, expected, warning, capsys):
     result = nib.load(path.with_name("result.nii.gz"))
     np.testing.assert_allclose(landmark(result.affine), landmark(expected), atol=1e-3)
     assert result.header.get_xyzt_units()[0] == "mm"
+    source = nib.Nifti1Header(path.read_bytes()[:348], check=False)
+    assert [result.header[key] for key in CODES] == [source[key] for key in CODES]
     if result.header["qform_code"]:
         result.get_qform()
 

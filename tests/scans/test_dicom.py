@@ -102,6 +102,12 @@ def test_every_slice_lies_where_the_scanner_had_it(tmp_path, axes, missing):
     assert (sidecar["SliceThickness"], sidecar["SpacingBetweenSlices"]) == (4, pytest.approx(4.4))
 
 
+def test_the_slices_of_a_sagittal_3d_series_stay_its_third_axis(tmp_path):
+    image, sidecar = read_scan(write_series(tmp_path / "DICOM", axes=SAGITTAL, skip=(4,), MRAcquisitionType="3D"))
+    assert image.shape == SHAPE and len(sidecar["MissingSlices"]) == 1
+    assert_every_voxel_in_its_place(image, voxels(), SAGITTAL, (4,))
+
+
 def test_compressed_files_and_an_intercept(tmp_path):
     folder = write_series(tmp_path / "DICOM", skip=(4,), RescaleSlope=2, RescaleIntercept=-51)
     for path in folder.iterdir():
