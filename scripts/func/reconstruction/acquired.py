@@ -109,12 +109,21 @@ class StackGrid:
             0.0 if a == self.axis or sizes[a] > _FINE_ENOUGH else 0.425 * np.sqrt(1 / sizes[a] ** 2 - 1)
             for a in range(3)
         ]
+        slices = array_of(t2)
+        nonnegative = slices.min() >= 0
+        if any(sigma):
+            slices = ndimage.gaussian_filter(slices, sigma)
         turn = slices_last(self.axis)
-        own = [t2.shape[a] for a in turn[:2]]
-        if tuple(own) == self.shape[:2] and np.abs(sizes[turn[:2]] - 1).max() < 1e-3:
-            return np.transpose(array_of(t2), turn)
-        smooth = image_of(ndimage.gaussian_filter(array_of(t2), sigma), t2.affine, t2) if any(sigma) else t2
-        return resample(smooth, (*self.shape[:2], self.geometry.count), self.slice_affine)
+        slices, sizes = np.transpose(slices, turn), sizes[turn]
+        for axis in range(2):
+            length, own = self.shape[axis], slices.shape[axis]
+            if length == own and abs(sizes[axis] - 1) < 1e-3:
+                continue
+            # The fields of view share their centres.
+            first = (length - 1) / 2 - (own - 1) / 2 * sizes[axis]
+            knots = SliceGeometry(axis, sizes[axis], sizes[axis], first, own, "point")
+            slices = along(upsampling_matrix(knots, length), slices, axis)
+        return silence(np.ascontiguousarray(slices)) if nonnegative else slices
 
     def within_slices(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The planes of a volume on this grid that some slice saw, and their affine."""
@@ -179,7 +188,9 @@ class AcquiredCase(WorkingCase):
         self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
         scaled = (zero_based_scale(scan).apply(scan) for scan in (self.t1, self.slices))
         offset = t1_offset(*scaled, self.geometry)
-        if np.linalg.norm(offset) > LARGEST_T1_OFFSET:
+        if np.linalg.norm(offset) <= LARGEST_T1_OFFSET:
+            self.t1_offset = float(np.linalg.norm(offset))
+        else:
             correction = from_matvec(np.eye(3), self.affine[:3, :3] @ offset)
             registration = replace(registration, matrix=correction @ registration.matrix)
             self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))

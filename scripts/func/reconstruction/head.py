@@ -70,8 +70,8 @@ class Head:
             slices = mended
             numbers = ", ".join(map(str, left_out))
             warn(f"Slices {numbers} (counted from 0) are far darker or brighter than their neighbours; left out.")
-        distance = None
-        if t1 is not None:
+        distance = working.t1_offset and round(working.t1_offset, 2)
+        if t1 is not None and distance is None:
             shift = t1_offset(t1, slices, working.geometry)
             distance = round(float(np.linalg.norm(shift)), 2)
             if distance > LARGEST_T1_OFFSET:

@@ -25,6 +25,7 @@ class WorkingCase(ABC):
         slices: the measured slices, shape (X, Y, geometry.count); None where they are not known.
         geometry: of the slices, along axis 2; None where it is not known.
         affine: voxel of the working grid -> world mm of the T2w scan.
+        t1_offset: how many voxels the T1w lies off the T2w, where that has been measured and is too little to mend.
         report: what was found on the way here, as plain values for the JSON sidecar.
     """
 
@@ -34,6 +35,7 @@ class WorkingCase(ABC):
     geometry: SliceGeometry | None
     affine: np.ndarray
     report: dict
+    t1_offset: float | None = None
 
     @abstractmethod
     def put_back(self, volume: np.ndarray) -> nib.Nifti1Image:
@@ -57,7 +59,7 @@ class WorkingCase(ABC):
         """A residual of the slices, shape (X, Y, count), where they lie in the T2w's world."""
 
 
-def silence(t1: np.ndarray) -> np.ndarray:
-    """Make air of what is only the ringing of an interpolated T1w, in place."""
-    t1[t1 < _RINGING * t1.max()] = 0
-    return t1
+def silence(scan: np.ndarray) -> np.ndarray:
+    """Make air of what is only the ringing of an interpolated scan, in place."""
+    scan[scan < _RINGING * scan.max()] = 0
+    return scan
