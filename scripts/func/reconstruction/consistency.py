@@ -103,7 +103,7 @@ def bad_slices(slices: np.ndarray) -> list[int]:
     """Numbers, from 0, of slices that are black, or far darker or brighter than the slices to both sides of them.
 
     What is compared is the mean over where slices to both sides show a head, of two slices to each side, so that two
-    bad neighbours are found as well. Where that is less than a tenth of the largest slice, nothing is judged.
+    dark neighbours are found as well. Where that is less than a tenth of the largest slice, nothing is judged.
 
     Args:
         slices: shape (X, Y, count), in voxels of about 1 mm.
@@ -118,8 +118,8 @@ def bad_slices(slices: np.ndarray) -> list[int]:
         if head.sum() < 0.1 * areas.max():
             continue
         own, *sides = (slices[head][:, part].mean(axis=0) for part in (number, below, above))
-        darkest, brightest = min(side.max() for side in sides), max(side.min() for side in sides)
-        if own < _BRIGHTNESS * darkest or own > brightest / _BRIGHTNESS:
+        darker, brighter = sorted(side.max() for side in sides)
+        if own < _BRIGHTNESS * darker or own > brighter / _BRIGHTNESS:
             found.append(number)
     return found
 

@@ -98,17 +98,25 @@ FROM_ZERO = Level()
 def level_of(array: np.ndarray) -> Level:
     """Where the intensities of a scan start: at 0 in most, but not in one that was z-scored or shifted.
 
-    Air is the most frequent value where many voxels share it, as around an extracted brain; else a low percentile. What
-    lies a little below 0, as a spline's ringing does, is no other level.
+    Air is the most frequent value where many voxels share it, as around an extracted brain; else the peak at the low
+    end of the histogram. Noise around 0, and a spline's ringing below it, are no other level.
     """
     sample = array[::2, ::2, ::2].ravel()
     low, high = (float(value) for value in np.percentile(sample, [0.1, 99.5]))
+    near = _NEAR_ZERO * (high - low)
     values, counts = np.unique(sample, return_counts=True)
     commonest = int(np.argmax(counts))
     many = counts[commonest] > _MANY * sample.size
-    air = float(values[commonest]) if many else low
-    air = 0.0 if abs(air) < _NEAR_ZERO * (high - low) else air
-    below = sample < air - _NEAR_ZERO * (high - low)
+    if many:
+        air = float(values[commonest])
+    else:
+        counts, edges = np.histogram(sample, 100, (low, high))
+        peak = int(np.argmax(counts))
+        air = float(edges[peak : peak + 2].mean())
+        if (sample < air - 2 * near).mean() > _SOME:
+            return Level()
+    air = 0.0 if abs(air) < near else air
+    below = sample < air - near
     return Level(air, float(array.min()) - air if many and below.mean() > _SOME else 0.0)
 
 

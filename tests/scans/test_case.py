@@ -1,0 +1,83 @@
+"""A case as read: intensities that do not start at 0, single far too bright voxels; results in the file's units."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from func.scans.case import Case
+from func.scans.intensity import level_of
+from func.scans.nifti import array_of, image_of
+from func.slices.geometry import SliceGeometry, acquire, upsample
+from networks_for_tests import Unchanged, reconstruct, weights_of
+
+
+def shifted(array):
+    return array - 1000
+
+
+def z_scored(array):
+    return (array - array.mean()) / array.std()
+
+
+def z_scored_in_the_head(array):
+    inside = array > 0
+    return np.where(inside, (array - array[inside].mean()) / array[inside].std(), 0)
+
+
+@pytest.fixture(scope="module")
+def scans(small_head):
+    """The T1w, and the T2w of 3 mm slices up-sampled to its grid, with their sidecar."""
+    t2 = array_of(small_head.t2)
+    geometry = SliceGeometry.fitting(2, t2.shape[2], 3)
+    low = np.maximum(upsample(acquire(t2, geometry), geometry, t2.shape[2]), 0)
+    return small_head.t1, image_of(low, small_head.t2.affine), geometry.to_sidecar(1.0)
+
+
+@pytest.mark.parametrize("change", [shifted, z_scored])
+def test_a_scan_whose_air_is_not_0_gives_the_same_result_in_its_own_units(scans, change, capsys):
+    t1, t2, sidecar = scans
+    plain = reconstruct(t1, t2, weights_of(Unchanged()), sidecar=sidecar)
+    changed = image_of(change(array_of(t2).astype(np.float64)), t2.affine)
+    case = Case.of(image_of(change(array_of(t1).astype(np.float64)), t1.affine), changed, sidecar)
+    assert len(case.warnings) == 2 and "do not start at 0" in capsys.readouterr().err
+    result = reconstruct(case.t1, case.t2, weights_of(Unchanged()), sidecar=sidecar)
+    in_file_units = array_of(case.in_file_units(result.image))
+    scale = np.ptp(array_of(changed)) / np.ptp(array_of(t2))
+    expected = array_of(plain.image) * scale + array_of(changed).min()
+    np.testing.assert_allclose(in_file_units, expected, rtol=0, atol=1e-3 * np.ptp(expected))
+
+
+def test_a_scan_that_was_z_scored_inside_the_head_keeps_its_air(scans):
+    t1, t2, sidecar = scans
+    changed = image_of(z_scored_in_the_head(array_of(t2)), t2.affine)
+    case = Case.of(t1, changed, sidecar)
+    assert array_of(case.t2).min() == 0 and (array_of(case.t2) == 0).sum() >= (array_of(t2) == 0).sum()
+    back = array_of(case.in_file_units(case.t2))
+    inside = array_of(t2) > 0.1 * array_of(t2).max()
+    np.testing.assert_allclose(back[inside], array_of(changed)[inside], atol=1e-4)
+    assert (back[array_of(t2) == 0] == 0).all()
+
+
+def test_ordinary_scans_are_left_as_they_are(small_head, real_data):
+    ringing = array_of(small_head.t2).copy()
+    ringing[1, 1, 1] = -0.02 * ringing.max()
+    images = [small_head.t1, image_of(ringing, np.eye(4))]
+    images += [nib.load(path) for path in sorted((real_data / "real").glob("sub-*_T?w.nii.gz"))]
+    for image in images:
+        assert level_of(array_of(image)) == (0, 0)
+        case = Case.of(None, image)
+        assert case.t2 is image and not case.warnings
+
+
+def test_a_few_far_too_bright_voxels_are_mended_and_told(small_head, capsys):
+    array = array_of(small_head.t2).copy()
+    places = [(24, 24, 24), (20, 30, 22), (5, 5, 5)]
+    for place in places:
+        array[place] = 600 * array.max() if place == places[0] else 300 * np.percentile(array, 99.9)
+    case = Case.of(small_head.t1, image_of(array, small_head.t2.affine))
+    assert "3 voxels" in capsys.readouterr().err
+    truth, mended = array_of(small_head.t2), array_of(case.t2)
+    assert all(abs(mended[place] - truth[place]) < 0.3 * truth.max() for place in places)
+    untouched = np.ones(array.shape, bool)
+    untouched[tuple(np.array(places).T)] = False
+    np.testing.assert_array_equal(mended[untouched], truth[untouched])
