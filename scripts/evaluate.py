@@ -27,10 +27,10 @@ Real scans, of which there is no truth:
     python scripts/evaluate.py --held-out-slices --data-dir RAW --output-dir OUTPUT
 
 Every second slice of each T2w is taken away, the others are reconstructed with the T1w (thickness as it was, spacing
-doubled), and what the result shows at the places of the slices taken away is scored against them, inside the head at
-1 mm in-plane: held_out_slices.csv, held_out_slices.md, and a picture of each scan. It tells how well the space between
-slices is filled on your own scans. The gaps are twice as wide as in a real run, so that the figures are pessimistic;
-and no slice shows detail finer than itself, so that they say nothing of sharpness.
+doubled), and what the result shows at the places of the slices taken away is scored against them, inside the head where
+the T1w covers it, at 1 mm in-plane: held_out_slices.csv, held_out_slices.md, and a picture of each scan. It tells how
+well the space between slices is filled on your own scans. The gaps are twice as wide as in a real run, so that the
+figures are pessimistic; and no slice shows detail finer than itself, so that they say nothing of sharpness.
 
 Lesions, which the network has not learnt and must neither lose nor copy from the T1w:
 
@@ -256,9 +256,7 @@ def evaluate_held_out_slices(arguments: argparse.Namespace, tally: Tally) -> Non
     reconstructor = load_reconstructor(arguments)
 
     def score(pair: Pair) -> list[dict]:
-        held_out = hold_out_slices(
-            read_case(pair), lambda kept: reconstructor.reconstruct(kept, RawSettings("t2")).image
-        )
+        held_out = hold_out_slices(read_case(pair), lambda kept: reconstructor.reconstruct(kept, RawSettings("t2")))
         draw_held_out(arguments.output_dir / f"{pair.name}_held-out-slices.png", held_out)
         labels = {"name": pair.name, "subject": pair.subject}
         return [labels | row for row in held_out.scores()]

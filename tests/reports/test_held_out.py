@@ -30,9 +30,15 @@ def stack(isotropic) -> nib.Nifti1Image:
     return image_of(acquire(isotropic.get_fdata(dtype=np.float32), GEOMETRY), GEOMETRY.affine_in(AFFINE))
 
 
+def placed(image: nib.Nifti1Image) -> SimpleNamespace:
+    """What a reconstructor gives back: an isotropic T2w in the stack's world; AFFINE takes the T1w's world there."""
+    return SimpleNamespace(image=image, report={"Registration": {"T1wToT2w": AFFINE.tolist()}})
+
+
 @pytest.fixture
 def case(small_head, stack) -> Case:
-    return Case(small_head.t1, stack, {"SliceThickness": 2.5})
+    t1 = image_of(small_head.t1.get_fdata(), np.eye(4))
+    return Case(t1, stack, {"SliceThickness": 2.5})
 
 
 @pytest.mark.parametrize("count", [9, 10])
@@ -55,7 +61,7 @@ def test_every_slice_stays_where_it_was(count, axis):
 def test_a_perfect_volume_predicts_the_slices_taken_away(case, isotropic):
     """And is asked for from every second slice, as thick as they were."""
     asked = []
-    held_out = hold_out_slices(case, lambda given: asked.append(given) or isotropic)
+    held_out = hold_out_slices(case, lambda given: asked.append(given) or placed(isotropic))
     assert asked[0].sidecar == {
         "SliceThickness": 2.5, "SpacingBetweenSlices": pytest.approx(6), "SliceEncodingDirection": "j",
         "SliceProfile": "box",
@@ -70,7 +76,9 @@ def test_a_perfect_volume_predicts_the_slices_taken_away(case, isotropic):
 def test_a_volume_half_a_millimetre_off_is_told_from_one_in_place(case, isotropic):
     shift = nib.affines.from_matvec(np.eye(3), 0.5 * AFFINE[:3, 1])
     in_place, off = (
-        hold_out_slices(case, lambda _, affine=affine: image_of(isotropic.get_fdata(), affine)).scores()[1]["psnr"]
+        hold_out_slices(case, lambda _, affine=affine: placed(image_of(isotropic.get_fdata(), affine))).scores()[1][
+            "psnr"
+        ]
         for affine in (AFFINE, shift @ AFFINE)
     )
     assert off < in_place - 6
@@ -78,8 +86,20 @@ def test_a_volume_half_a_millimetre_off_is_told_from_one_in_place(case, isotropi
 
 def test_slices_are_as_thick_as_stated(case, isotropic):
     thin = Case(case.t1, case.t2, {"SliceThickness": 1.0})
-    thick, thinner = (hold_out_slices(scan, lambda _: isotropic).scores()[1]["psnr"] for scan in (case, thin))
+    thick, thinner = (hold_out_slices(scan, lambda _: placed(isotropic)).scores()[1]["psnr"] for scan in (case, thin))
     assert thinner < thick - 6
+
+
+def test_only_what_the_t1w_covers_is_scored(case, isotropic):
+    """Of a T1w that ends half-way along the slices' direction; a result that is wrong beyond loses nothing."""
+    half = Case(case.t1.slicer[:, :26], case.t2, case.sidecar)
+    spoilt = isotropic.get_fdata(dtype=np.float32)
+    spoilt[:, 34:] = 0
+    whole, part = (hold_out_slices(scan, lambda _: placed(image_of(spoilt, AFFINE))).scores() for scan in (case, half))
+    assert part[1]["psnr"] > 35 > whole[1]["psnr"] + 5 and part[1]["slices"] < whole[1]["slices"]
+    away = Case(image_of(case.t1.get_fdata(), case.t1.affine + 500 * np.eye(4, k=3)), case.t2, case.sidecar)
+    with pytest.raises(BabyAIError, match="covers none of the slices"):
+        hold_out_slices(away, lambda _: placed(isotropic)).scores()
 
 
 def test_a_stack_of_few_slices_is_refused(small_head, stack):
@@ -90,14 +110,14 @@ def test_a_stack_of_few_slices_is_refused(small_head, stack):
 
 def test_from_the_command_line(tmp_path, small_head, stack, isotropic, monkeypatch, capsys):
     for number in ("01", "02"):
-        save_volume(tmp_path / "raw" / f"sub-{number}_T1w.nii.gz", small_head.t1.get_fdata(), small_head.t1.affine)
+        save_volume(tmp_path / "raw" / f"sub-{number}_T1w.nii.gz", small_head.t1.get_fdata(), np.eye(4))
         save_volume(tmp_path / "raw" / f"sub-{number}_T2w.nii.gz", stack.get_fdata(), stack.affine)
         save_json(tmp_path / "raw" / f"sub-{number}_T2w.json", {"SliceThickness": 2.5})
 
     def reconstruct(case, *_):
         if "sub-02" in str(case.t1.get_filename()):
             raise BabyAIError("The two scans do not show one head.")
-        return SimpleNamespace(image=isotropic)
+        return placed(isotropic)
 
     monkeypatch.setattr(evaluate, "load_reconstructor", lambda _: SimpleNamespace(reconstruct=reconstruct))
     arguments = ["--held-out-slices", "--data-dir", tmp_path / "raw", "--output-dir", tmp_path / "out"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 
 from func.errors import BabyAIError
 from func.reconstruction.acquired import StackGrid
+from func.reconstruction.reconstructor import Reconstruction
 from func.reports.scores import brain_mask, psnr, ssim
 from func.reports.tables import BASELINE, RESULT
 from func.scans.case import Case
@@ -24,11 +25,11 @@ from func.slices.geometry import acquire, stack_geometry, stated_profile
 FEWEST_SLICES = 7
 HELD_OUT_MEANING = (
     "Every second slice was taken away, the others were reconstructed with the T1w, and what the result shows at the "
-    "places of the slices taken away was scored against them, inside the head at 1 mm in-plane, beside cubic "
-    "interpolation of the others. This tells how well the space between slices is filled on these very scans. The gaps "
-    "are twice as wide as in a real run, so that the figures are pessimistic. Slices show no detail finer than "
-    "themselves, so that the figures say nothing of sharpness; noise and motion of the slices taken away count as "
-    "errors of either method."
+    "places of the slices taken away was scored against them, inside the head where the T1w covers it, at 1 mm "
+    "in-plane, beside cubic interpolation of the others. This tells how well the space between slices is filled on "
+    "these very scans. The gaps are twice as wide as in a real run, so that the figures are pessimistic. Slices show "
+    "no detail finer than themselves, so that the figures say nothing of sharpness; noise and motion of the slices "
+    "taken away count as errors of either method."
 )
 _ZOOM = 60  # pixels of 1 mm, the side of the enlarged square
 
@@ -41,19 +42,23 @@ class HeldOut:
         affine: voxel -> world mm of the stack; the slices lie along the last axis.
         measured: shape (X, Y, count).
         predicted: method to array of the same shape.
+        covered: shape (X, Y, count), where the T1w's field of view reaches; elsewhere nothing is scored.
     """
 
     affine: np.ndarray
     measured: np.ndarray
     predicted: dict[str, np.ndarray]
+    covered: np.ndarray
 
     def scores(self) -> list[dict]:
         """PSNR (dB) and SSIM of each method inside the head, slice by slice in the plane.
 
         Raises:
-            BabyAIError: the slices hold nothing but air.
+            BabyAIError: the slices hold nothing but air, or the T1w covers none of them.
         """
-        head = brain_mask(self.measured)
+        head = brain_mask(self.measured) & self.covered
+        if not head.any():
+            raise BabyAIError("The T1w covers none of the slices taken away; check that both scans show one head.")
         data_range = float(np.percentile(self.measured[head], 99))
         shown = np.flatnonzero(head.any(axis=(0, 1)))
         weights = head.sum(axis=(0, 1))[shown]
@@ -72,7 +77,7 @@ class HeldOut:
         return found
 
 
-def hold_out_slices(case: Case, reconstruct: Callable[[Case], nib.Nifti1Image]) -> HeldOut:
+def hold_out_slices(case: Case, reconstruct: Callable[[Case], Reconstruction]) -> HeldOut:
     """Take every second slice of a case away, and predict them from the others: by cubic splines, and by the network.
 
     Args:
@@ -96,6 +101,7 @@ def hold_out_slices(case: Case, reconstruct: Callable[[Case], nib.Nifti1Image]) 
         "SliceProfile": stated_profile(case.sidecar, case.t2),
     }
     isotropic = reconstruct(Case(case.t1, kept, stated))
+    t1_to_t2 = np.asarray(isotropic.report["Registration"]["T1wToT2w"])
 
     profile = stated["SliceProfile"]
     kept_grid, grid = (StackGrid.around(stack, axis, thickness, 2 * spacing, profile) for stack in (kept, taken))
@@ -103,9 +109,12 @@ def hold_out_slices(case: Case, reconstruct: Callable[[Case], nib.Nifti1Image]) 
     kept_slices = image_of(kept_grid.slices_of(kept), kept_grid.slice_affine)
     predicted = {
         BASELINE: resample(kept_slices, measured.shape, grid.slice_affine),
-        RESULT: acquire(resample(isotropic, grid.shape, grid.affine), grid.geometry),
+        RESULT: acquire(resample(isotropic.image, grid.shape, grid.affine), grid.geometry),
     }
-    return HeldOut(grid.slice_affine, measured, predicted)
+    places = np.moveaxis(np.indices(measured.shape), 0, -1)
+    in_t1 = apply_affine(np.linalg.inv(t1_to_t2 @ case.t1.affine) @ grid.slice_affine, places)
+    covered = ((in_t1 > -0.5) & (in_t1 < np.array(case.t1.shape) - 0.5)).all(axis=-1)
+    return HeldOut(grid.slice_affine, measured, predicted, covered)
 
 
 def every_second(t2: nib.Nifti1Image, axis: int) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
