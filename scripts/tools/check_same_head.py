@@ -3,9 +3,9 @@
     python scripts/tools/check_same_head.py --data-dir RAW [--output TABLE.md]
 
 Every T2w below RAW is registered with its T1w: as it is, with noise and shading, reduced to half of its slices and,
-where both are whole heads, with either brain roughly extracted. These are one head, and should be found right. Then it
-is placed wrong on purpose, which should be refused, and registered with the T1w of the next subject, which should at
-least be warned of.
+with --whole-heads, with either brain roughly extracted. These are one head, and should not be refused. Then it is
+placed wrong on purpose, which should be refused, and registered with the T1w of the next subject, which should at least
+be warned of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from scipy.spatial.transform import Rotation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from func.reports.quality import is_stripped
 from func.scans.bids import find_pairs
 from func.scans.nifti import image_of, read_volume
 from func.scans.registration import Registration, judge_placements, register_rigid
@@ -37,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with raw scans")
     parser.add_argument("--as-they-are", action="store_true", help="make the scans no worse and place none wrong")
+    parser.add_argument("--whole-heads", action="store_true", help="also extract either brain, roughly")
     parser.add_argument("--output", type=Path, help="also write the table there, as Markdown or, named .csv, as CSV")
     arguments = parser.parse_args(argv)
     pairs, _ = find_pairs(arguments.data_dir)
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         other = next((p for p in pairs[index:] + pairs[:index] if subject(p.t1) != subject(pair.t1)), None)
         scans = read_volume(pair.t1), read_volume(pair.t2)
         other_t1 = read_volume(other.t1) if other else None
-        for kind, case, registration in registrations(*scans, other_t1, arguments.as_they_are):
+        for kind, case, registration in registrations(*scans, other_t1, arguments):
             rows.append({"Scan": pair.t2.name, "Kind": kind, "Case": case} | registration.to_sidecar())
             print(" ".join(map(str, rows[-1].values())), flush=True)
     table = pd.DataFrame(rows)
@@ -62,13 +62,13 @@ def subject(path: Path) -> str:
 
 
 def registrations(
-    t1: nib.Nifti1Image, t2: nib.Nifti1Image, other_t1: nib.Nifti1Image | None, as_they_are: bool
+    t1: nib.Nifti1Image, t2: nib.Nifti1Image, other_t1: nib.Nifti1Image | None, arguments: argparse.Namespace
 ) -> Iterator[tuple[str, str, Registration]]:
     """What kind of registration, the case, and the registration, for all that is tried with a pair."""
     found = register_rigid(t1, t2)
     yield "one head", "as it is", found
-    if not as_they_are:
-        for case, scans in variants(t1, t2):
+    if not arguments.as_they_are:
+        for case, scans in variants(t1, t2, arguments.whole_heads):
             yield "one head", case, register_rigid(*scans, start=found.matrix)
         wrong = dict(displacements(t1))
         judged = judge_placements(t1, t2, [found.matrix @ displacement for displacement in wrong.values()])
@@ -80,13 +80,13 @@ def registrations(
         yield "another subject", "T1w of the next subject", register_rigid(other_t1, t2)
 
 
-def variants(t1: nib.Nifti1Image, t2: nib.Nifti1Image) -> Iterator[tuple[str, Scans]]:
+def variants(t1: nib.Nifti1Image, t2: nib.Nifti1Image, whole_heads: bool) -> Iterator[tuple[str, Scans]]:
     """The same two scans, worse."""
     yield "5 % noise, shading, slices 1 mm off", (noisy(t1, 1), noisy(t2, 2, shift=1.0))
     count = t2.shape[thick_axis(t2)]
     yield "middle half of the slices", (t1, slab(t2, count // 4, count - count // 4))
     yield "upper half of the slices", (t1, slab(t2, count // 2, count))
-    if not (is_stripped(t1) or is_stripped(t2)):
+    if whole_heads:
         yield "T1w brain-extracted", (roughly_extracted(t1), t2)
         yield "T2w brain-extracted", (t1, roughly_extracted(t2))
 
