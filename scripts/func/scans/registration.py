@@ -36,9 +36,9 @@ _THICK = 1.5
 _MOST_SAMPLES = {8: 3_000, 4: 20_000, 2: 40_000, 1: 40_000}
 # Measured with scripts/tools/check_same_head.py (docs/same_head.md).
 RIGHT, UNSURE, FAILED = "right", "unsure", "failed"
-LEAST_SHARPNESS, SURE_SHARPNESS = 0.08, 0.25
-SURE_MIRRORED, MOST_MIRRORED = 0.92, 1.06
-LEAST_SIMILARITY, LEAST_OVERLAP = 0.05, 0.5
+LEAST_SIMILARITY, LEAST_OVERLAP = 0.02, 0.5
+LEAST_SHARPNESS, SHARP, VERY_SHARP = 0.08, 0.2, 0.28
+LITTLE_MIRRORED, MOST_MIRRORED = 0.92, 1.06
 # A count blurs over the neighbouring bins (Parzen), so that few samples make a smooth histogram.
 _WINDOW = np.exp(-(np.subtract.outer(np.arange(_BINS), np.arange(_BINS)) ** 2) / (2 * 0.7**2))
 _WINDOW[_WINDOW < 1e-4] = 0
@@ -72,8 +72,8 @@ class Registration:
     def verdict(self) -> str:
         """``right``, ``failed``, or between the two ``unsure``.
 
-        Right is what fits clearly better than its mirror image; or better and with a sharp peak, since some heads are
-        nearly symmetric.
+        Right is a sharp peak that fits clearly better than its mirror image; or a very sharp one that fits better at
+        all, since some heads are nearly symmetric.
         """
         if (
             self.similarity < LEAST_SIMILARITY
@@ -82,7 +82,7 @@ class Registration:
             or self.overlap < LEAST_OVERLAP
         ):
             return FAILED
-        if self.mirrored < SURE_MIRRORED or (self.mirrored < 1 and self.sharpness > SURE_SHARPNESS):
+        if self.sharpness > (SHARP if self.mirrored < LITTLE_MIRRORED else VERY_SHARP) and self.mirrored < 1:
             return RIGHT
         return UNSURE
 
@@ -462,7 +462,7 @@ def _suspicion(registration: Registration) -> tuple[str, str]:
     if registration.overlap < LEAST_OVERLAP:
         share = f"shows only {registration.overlap:.0%} of the head that is to be seen in"
         return share, "check that both scans show the whole brain"
-    if registration.mirrored > 1 and min(registration.similarity, registration.sharpness) > LEAST_SHARPNESS:
+    if registration.mirrored > 1 and registration.sharpness > LEAST_SHARPNESS:
         return (
             "fits better mirrored onto",
             "left and right may be exchanged in one of the headers, or it is another infant's scan",
