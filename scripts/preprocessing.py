@@ -44,6 +44,7 @@ from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
 from func.scans.files import atomic
 from func.scans.hub import ATLAS_FILE, fetch
 from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
+from func.scans.provenance import fingerprint, inputs_of
 from func.scans.registration import Registration, check_same_head, register_rigid
 from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
@@ -189,25 +190,51 @@ def prepare(infant: Infant, atlas_path: Path, arguments: argparse.Namespace) -> 
     Raises:
         BabyAIError: the T1w could not be prepared.
     """
-    targets = {scan: target_of(scan, arguments) for scan in (infant.t1, *infant.t2s)}
-    if not arguments.overwrite and all(target.exists() for target in targets.values()):
-        return dict.fromkeys(infant.t2s)
+    outcome: dict[Path, Path | Exception | None] = {}
+    todo, t1_target = [], target_of(infant.t1, arguments)
+    has_t1 = is_kept(t1_target, made_from(infant.t1, atlas_path), arguments.overwrite)
+    for t2 in infant.t2s:
+        try:
+            kept = is_kept(target_of(t2, arguments), made_from(infant.t1, atlas_path, t2), arguments.overwrite)
+            outcome[t2] = None
+            todo += [] if kept else [t2]
+        except BabyAIError as error:
+            outcome[t2] = error
+    if not todo and has_t1:
+        return outcome
     atlas = read_volume(atlas_path)
     with collect_warnings() as warnings:
         t1 = read_volume(infant.t1)
-    atlas_to_t1 = prepare_t1(t1, targets[infant.t1], atlas, warnings, arguments)
-    outcome: dict[Path, Path | Exception | None] = {}
-    for t2 in infant.t2s:
-        target = targets[t2]
+    atlas_to_t1 = prepare_t1(t1, t1_target, atlas, warnings, arguments)
+    for t2 in todo:
         try:
-            if arguments.overwrite or not target.exists():
-                prepare_t2(t2, target, t1, targets[infant.t1], atlas_to_t1, atlas, arguments)
-                outcome[t2] = target
-            else:
-                outcome[t2] = None
+            outcome[t2] = target_of(t2, arguments)
+            prepare_t2(t2, outcome[t2], t1, t1_target, atlas_to_t1, atlas, arguments)
         except Exception as error:
             outcome[t2] = error
     return outcome
+
+
+def made_from(t1: Path, atlas: Path, t2: Path | None = None) -> dict:
+    """Fingerprints of the files that a prepared T1w, or with ``t2`` a prepared T2w, is made from."""
+    return (inputs_of(t2, None) if t2 else {}) | {"T1w": fingerprint(t1), "Atlas": fingerprint(atlas)}
+
+
+def is_kept(target: Path, inputs: dict, overwrite: bool) -> bool:
+    """Whether a prepared scan is there and need not be made again.
+
+    Raises:
+        BabyAIError: it is there, but was made from other files.
+    """
+    if overwrite or not target.exists():
+        return False
+    before = read_sidecar(target).get("Inputs") or {}
+    if others := [key for key, value in inputs.items() if before.get(key) != value]:
+        raise BabyAIError(
+            f"{target} is there, but was made from another {', another '.join(others)}; give --overwrite to make it "
+            "anew, or another --output-dir."
+        )
+    return True
 
 
 def target_of(scan: Path, arguments: argparse.Namespace) -> Path:
@@ -232,7 +259,8 @@ def prepare_t1(
     save_picture(target, image, atlas)
     save_itk_transform(transform_path(target, "atlas"), registration.matrix)
     sidecar = described(t1, target, atlas, registration.matrix, registration, arguments)
-    save_result(target, image, sidecar | {"Warnings": warnings})
+    sidecar |= {"Inputs": made_from(Path(t1.get_filename()), Path(atlas.get_filename())), "Warnings": warnings}
+    save_result(target, image, sidecar)
     return registration.matrix
 
 
@@ -270,6 +298,7 @@ def prepare_t2(
         "SliceEncodingDirection": "ijk"[axis],
     }
     sidecar["Registration"]["T1wToScan"] = registration.matrix.tolist()
+    sidecar["Inputs"] = made_from(Path(t1.get_filename()), Path(atlas.get_filename()), path)
     sidecar["Warnings"] = warnings
     sidecar["T1w"] = t1_target.relative_to(arguments.output_dir).as_posix()
     save_result(target, image, sidecar)

@@ -145,6 +145,20 @@ def test_what_is_there_is_kept(prepared, folders, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in folders["prepared"].rglob("*.nii.gz")}
 
 
+def test_what_was_made_from_other_files_is_not_kept(prepared, folders, atlas, tmp_path, capsys):
+    other = np.array(atlas.t1.dataobj)
+    other[90, 100, 90] += 1
+    nib.save(nib.Nifti1Image(other, atlas.t1.affine), tmp_path / "atlas.nii.gz")
+    assert call(folders | {"atlas": tmp_path / "atlas.nii.gz"}) == 1
+    assert "sub-01_T1w.nii.gz is there, but was made from another Atlas; give --overwrite" in capsys.readouterr().err
+    sidecar = folders["raw"] / "sub-01" / "anat" / "sub-01_T2w.json"
+    stated = sidecar.read_text()
+    sidecar.write_text('{"SliceThickness": 3}')
+    assert call(folders) == 1
+    assert "sub-01_T2w.nii.gz is there, but was made from another T2wSidecar" in capsys.readouterr().err
+    sidecar.write_text(stated)
+
+
 @pytest.mark.parametrize("space", ["T1w", "T2w"])
 def test_a_reconstruction_goes_back_to_where_the_infant_lay(prepared, folders, atlas, space):
     result = folders["results"] / "sub-01" / "anat" / "sub-01_desc-isotropic_T2w.nii.gz"
