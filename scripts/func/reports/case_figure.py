@@ -147,14 +147,15 @@ def _square(plane: str, centre: np.ndarray, width: float) -> np.ndarray:
 def _place_to_zoom(scans: Scans, points: dict[str, np.ndarray], width: float) -> tuple[str, np.ndarray]:
     """Plane and middle of the zoom: across the slices, on the upper convexity, where the reconstruction adds most.
 
-    Only where the T2w was measured; in a slab that shows no convexity, where most of the head lies in the slab.
+    Only where T2w and T1w have a field of view; in a slab that shows no convexity, where most of the head lies in it.
     """
     plane = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
     there, side = points[plane], max(3, round(ZOOM / width * _PIXELS))
     values, cubic = sample(scans.result, there, 3), sample(scans.t2, there, 3, scans.to_t2)
     head = ndimage.binary_fill_holes(values > 0.1 * white_of(scans.result))
-    index = apply_affine(np.linalg.inv(scans.t2.affine) @ scans.to_t2, there)
-    measured = ((index > -0.5) & (index < np.array(scans.t2.shape) - 0.5)).all(axis=-1)
+    measured = _seen_by(scans.t2, there, scans.to_t2)
+    if scans.t1:
+        measured &= _seen_by(scans.t1, there, scans.to_t1)
     depth = ndimage.distance_transform_edt(head) * width / _PIXELS
     rim = (depth > _RIM[0]) & (depth < _RIM[1])
     rim &= ndimage.uniform_filter(measured.astype(float), side, mode="constant") > _IN_SLAB
@@ -167,6 +168,12 @@ def _place_to_zoom(scans: Scans, points: dict[str, np.ndarray], width: float) ->
         worth = ndimage.uniform_filter((measured & head).astype(float), side, mode="constant")
     row, column = np.unravel_index(int(np.argmax(worth)), worth.shape)
     return plane, there[row, column] if worth.any() else there.mean(axis=(0, 1))
+
+
+def _seen_by(image: nib.Nifti1Image, points: np.ndarray, to_image: np.ndarray) -> np.ndarray:
+    """Which world points (..., 3) lie in an image's field of view, once brought to its world."""
+    index = apply_affine(np.linalg.inv(image.affine) @ to_image, points)
+    return ((index > -0.5) & (index < np.array(image.shape) - 0.5)).all(axis=-1)
 
 
 def _slice_normal(t2: nib.Nifti1Image) -> np.ndarray:
