@@ -64,6 +64,14 @@ class TestReading:
         nib.save(image, tmp_path / "scan.nii.gz")
         np.testing.assert_allclose(read_volume(tmp_path / "scan.nii.gz").affine, affine, atol=1e-5)
 
+    @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+    def test_data_begin_after_the_header_where_their_offset_is_not_set(self, tmp_path, kind):
+        path = written(tmp_path / "scan.nii", kind=kind)
+        content, (dtype, at) = bytearray(path.read_bytes()), kind.header_class.template_dtype.fields["vox_offset"][:2]
+        content[at : at + dtype.itemsize] = bytes(dtype.itemsize)
+        path.write_bytes(content)
+        np.testing.assert_array_equal(read_volume(path).dataobj, some_array())
+
     def test_trailing_singleton_dimensions_are_dropped(self, tmp_path):
         assert read_volume(written(tmp_path / "scan.nii.gz", some_array((*SHAPE, 1, 1)))).shape == SHAPE
 

@@ -143,7 +143,8 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]
 def _read_data(stream: BinaryIO, header: nib.Nifti1Header, shape: tuple[int, int, int]) -> np.ndarray:
     slope, intercept = header.get_slope_inter()
     scaling = (1.0, 0.0) if slope is None else (slope, intercept)
-    source = ArrayProxy(stream, (shape, header.get_data_dtype(), header.get_data_offset(), *scaling), mmap=False)
+    offset = header.get_data_offset() or header.single_vox_offset  # 0 is not set: as near as it may be
+    source = ArrayProxy(stream, (shape, header.get_data_dtype(), offset, *scaling), mmap=False)
     array = np.empty(shape, np.float32)
     step = max(1, _READ_AT_ONCE // (shape[0] * shape[1]))
     try:
