@@ -82,3 +82,10 @@ def test_a_setting_of_the_other_recipe_is_refused():
     arguments = training.parse_arguments(["--recipe", "babyai", "--patch", "48"])
     with pytest.raises(BabyAIError, match="--patch is not for the recipe babyai"):
         given_settings(arguments, training.SETTINGS, training.COMMON)
+
+
+@pytest.mark.parametrize("option", ["--network", "--subject-weights"])
+def test_what_is_no_json_is_refused(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        training.parse_arguments([option, "{channels: [16]}"])
+    assert stopped.value.code == 2 and f"argument {option}: {{channels: [16]}} is no JSON" in capsys.readouterr().err

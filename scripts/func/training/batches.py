@@ -23,9 +23,7 @@ from func.training.signals import ignore_signals
 
 # A forked worker shares the scans with its parent. macOS's own libraries do not survive a fork.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-
-
-BATCHES_AHEAD = 4
+BATCHES_AHEAD = 4  # that the device makes before they are needed
 
 
 class SampleNumbers(Sampler):

@@ -72,13 +72,13 @@ def add_settings(parser: argparse.ArgumentParser, recipe: str, settings: Mapping
     group = parser.add_argument_group("settings of the run (kept when it is resumed)")
     add = group.add_argument
     add("--recipe", choices=tuple(settings), help=f"default: {recipe}")
-    add("--network", type=json.loads, metavar="JSON", help='changes to the network, as {"channels": [16, 32, 48]}')
+    add("--network", type=_json, metavar="JSON", help='changes to the network, as {"channels": [16, 32, 48]}')
     add("--init-weights", metavar="FILE", help="weights to start from, of the same recipe (fine-tuning)")
     add("--steps", type=int, metavar="N", help="number of steps, instead of epochs")
     add("--validate-every", type=int, metavar="STEPS", help="default: an epoch")
     add(
         "--subject-weights",
-        type=json.loads,
+        type=_json,
         metavar="JSON",
         help='how often subjects are drawn, as {"B06": 6} (default: 1)',
     )
@@ -89,6 +89,13 @@ def add_settings(parser: argparse.ArgumentParser, recipe: str, settings: Mapping
         shown = ", ".join(f"{recipe} {value:g}" for recipe, value in defaults.items())
         kind = type(next(iter(defaults.values())))
         add(option(name), type=kind, metavar="N", help=f"{meaning} (default: {shown})")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no JSON ({error}); quote it as a whole for the shell") from None
 
 
 def given_settings(arguments: argparse.Namespace, settings: Mapping[str, Settings], common: Settings) -> Settings:
