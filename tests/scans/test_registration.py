@@ -145,6 +145,13 @@ def test_a_wrong_placement_has_failed(newborn):
     assert reversed_.sharpness == pytest.approx(failed[0].sharpness)
 
 
+def test_scans_that_share_nothing_have_failed(newborn):
+    (apart,) = judge_placements(newborn.t1, newborn.stack, [motion((0, 0, 0), (1000, 0, 0))])
+    assert apart.verdict == "failed" and apart.overlap == 0
+    even = nib.Nifti1Image(np.ones(newborn.stack.shape, np.float32), newborn.stack.affine)
+    assert register_rigid(newborn.t1, even, start=np.eye(4)).verdict == "failed"
+
+
 def test_left_and_right_exchanged_is_told(newborn, capsys):
     """Even of a phantom, whose two sides differ in their folds only."""
     exchanged = nib.Nifti1Image(np.asarray(newborn.stack.dataobj)[::-1], newborn.stack.affine)

@@ -355,7 +355,8 @@ class _Level:
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where(joint > 0, np.log(joint * joint.sum() / (rows * columns)), 0)
             entropy = -np.sum(rows * np.log(rows / rows.sum()), where=rows > 0)
-        return float((joint * gain).sum()), float(max(entropy, 1e-9)), gain, codes
+        # Above 0, so that both can be divided by where the volumes share nothing.
+        return max(float((joint * gain).sum()), 1e-9), max(float(entropy), 1e-6), gain, codes
 
 
 def _samples(reference: _Volume, most: int) -> np.ndarray:
