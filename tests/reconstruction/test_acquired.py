@@ -110,6 +110,21 @@ def test_beyond_the_slices_there_is_air(small_head, stack, registered):
     assert all(result[..., plane].any() for plane in range(first + 1, last))
 
 
+def test_where_the_t1w_has_no_field_of_view_the_slices_are_interpolated(small_head, stack, registered, capsys):
+    """A network that takes the T1w's darkness for air does no harm where there is no T1w."""
+
+    class Trusting(torch.nn.Module):
+        def forward(self, inputs):
+            return inputs[:, 1:2] * (inputs[:, :1] > 0.01)
+
+    half = small_head.t1.slicer[:, :, :24]
+    plain = array_of(reconstruct(None, stack, weights_of(Unchanged()), raw=RawSettings("t2")).image)
+    result = array_of(reconstruct(half, stack, weights_of(Trusting()), raw=RawSettings("t2")).image)
+    assert "leaves out" in capsys.readouterr().err
+    far = plain[..., 30:]
+    assert np.abs(result[..., 30:] - far).max() < 0.1 * far.max()
+
+
 @pytest.mark.parametrize(
     ("found", "settings"),
     [

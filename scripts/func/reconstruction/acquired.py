@@ -36,6 +36,7 @@ _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
 _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
 _THICK_T1 = 2.0  # mm
+_MISSED = 0.02  # of what the T2w shows: a T1w that leaves out more is told of
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,13 @@ class AcquiredCase(WorkingCase):
             self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
         silence(self.t1)
         self.t1_to_t2 = registration.matrix
+        self.coverage = _coverage(case.t1, self._grid.shape, np.linalg.inv(registration.matrix) @ self.affine)
+        bright = self.t2 > HEAD * zero_based_scale(self.t2).high
+        if self.coverage is not None and (missed := 1 - self.coverage[bright].mean()) > _MISSED:
+            warn(
+                f"The field of view of {name_of(case.t1)} leaves out {missed:.0%} of what {name_of(case.t2)} shows; "
+                "there the result is the slices' cubic interpolation."
+            )
         self.report["Registration"] = {
             "T1wToT2w": np.round(registration.matrix, 8).tolist(),
             **registration.to_sidecar(),
@@ -258,6 +266,20 @@ class AcquiredCase(WorkingCase):
                 f"{name_of(case.t1)} has slices of {t1_sizes.max():.3g} mm itself, so that it adds little detail "
                 f"across them.{swapped}"
             )
+
+
+def _coverage(t1: nib.Nifti1Image, shape: tuple[int, int, int], to_t1: np.ndarray) -> np.ndarray | None:
+    """See :attr:`WorkingCase.coverage`; ``to_t1`` maps voxels of the working grid to the T1w's world."""
+    to_voxels = np.linalg.inv(t1.affine) @ to_t1
+    steps = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    inside = np.ones(shape, bool)
+    for axis, length in enumerate(t1.shape):
+        place = sum(to_voxels[axis, other] * steps[other] for other in range(3)) + to_voxels[axis, 3]
+        inside &= (place >= -0.5) & (place <= length - 0.5)
+    if inside.all():
+        return None
+    inner = ndimage.binary_erosion(inside, iterations=4, border_value=1)
+    return ndimage.gaussian_filter(inner.astype(np.float32), 1.5)
 
 
 def with_in_plane_detail(

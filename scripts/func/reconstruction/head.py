@@ -32,6 +32,7 @@ class Head:
         box: where this part lies in the working grid.
         scale: from the T2w's own intensities to network units.
         t1_offset: how many voxels the T1w lay off the T2w; None where the slices are not known.
+        coverage: how much of each voxel the T1w's field of view covers, shape (X, Y, Z); None where all of it.
         left_out: numbers of slices, counted from 0, that are black or far too dark or bright.
     """
 
@@ -43,6 +44,7 @@ class Head:
     scale: Scale
     t1_offset: float | None = None
     left_out: tuple[int, ...] = ()
+    coverage: np.ndarray | None = None
 
     @classmethod
     def of(cls, working: WorkingCase) -> Head:
@@ -76,7 +78,8 @@ class Head:
             distance = round(float(np.linalg.norm(shift)), 2)
             if distance > LARGEST_T1_OFFSET:
                 t1 = silence(ndimage.shift(t1, shift, order=3))
-        return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out))
+        coverage = None if working.coverage is None else working.coverage[box]
+        return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out), coverage)
 
     def volume(self, values: np.ndarray, working: WorkingCase) -> np.ndarray:
         """The finished volume of the whole working grid, in the T2w's intensities, from its values in the head.

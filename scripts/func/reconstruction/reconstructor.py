@@ -125,6 +125,9 @@ class Reconstructor:
         inputs = network_inputs(head.t1, head.t2, head.slices, head.geometry)
         stopwatch.lap("Preparation")
         estimates = self.propose(inputs)
+        if head.coverage is not None:
+            # Where the T1w tells nothing, the network would take its darkness for air.
+            estimates = head.t2 + head.coverage * (estimates - head.t2)
         stopwatch.lap("Network")
         volume, residual, checks, damping = estimates.mean(axis=0), None, {}, 0.0
         if head.geometry:

@@ -26,6 +26,8 @@ class WorkingCase(ABC):
         geometry: of the slices, along axis 2; None where it is not known.
         affine: voxel of the working grid -> world mm of the T2w scan.
         t1_offset: how many voxels the T1w lies off the T2w, where that has been measured and is too little to mend.
+        coverage: how much of each voxel the T1w's field of view covers, shape (X, Y, Z), 0 to 1, falling off inside its
+            border; None where it covers everything.
         report: what was found on the way here, as plain values for the JSON sidecar.
     """
 
@@ -36,6 +38,7 @@ class WorkingCase(ABC):
     affine: np.ndarray
     report: dict
     t1_offset: float | None = None
+    coverage: np.ndarray | None = None
 
     @abstractmethod
     def put_back(self, volume: np.ndarray) -> nib.Nifti1Image:

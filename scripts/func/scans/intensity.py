@@ -16,6 +16,7 @@ from func.errors import BabyAIError
 # Keeps the denominator from zero; part of the published normalisation.
 _EPSILON = 1e-6
 _MANY = 0.1  # of the voxels: so many of one value are air
+_PEAK = 0.05  # of the voxels: so many in a hundredth of the range are a peak
 _SOME = 0.02  # of the voxels: so many darker than air are tissue
 _NEAR_ZERO = 0.03  # of the range of intensities
 _SPIKE = 10.0  # times the 99.9th percentile: brighter than anything in a head
@@ -113,7 +114,7 @@ def level_of(array: np.ndarray) -> Level:
         counts, edges = np.histogram(sample, 100, (low, high))
         peak = int(np.argmax(counts))
         air = float(edges[peak : peak + 2].mean())
-        if (sample < air - 2 * near).mean() > _SOME:
+        if abs(low) < near or counts[peak] < _PEAK * sample.size or (sample < air - 2 * near).mean() > _SOME:
             return Level()
     air = 0.0 if abs(air) < near else air
     below = sample < air - near
