@@ -27,12 +27,14 @@ SHAPE = (10, 11, 12)
 
 
 def write_subject(folder: Path, label: str, seed: int = 0, acq: str = "") -> Path:
-    """Write a pair of tiny volumes of noise; returns the T2w. `acq` goes into the T2w's name, as `acq-axial4mm_`."""
+    """Write a pair of tiny volumes of noise in air; returns the T2w, in whose name `acq` goes (`acq-axial4mm_`)."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     t1, t2 = folder / f"sub-{label}_T1w.nii.gz", folder / f"sub-{label}_{acq}T2w.nii.gz"
     for path in (t1, t2):
-        nib.save(nib.Nifti1Image(random.uniform(1, 500, SHAPE).astype(np.float32), np.eye(4)), path)
+        array = np.zeros(SHAPE, np.float32)
+        array[2:-2, 2:-2, 2:-2] = random.uniform(1, 500, [length - 4 for length in SHAPE])
+        nib.save(nib.Nifti1Image(array, np.eye(4)), path)
     return t2
 
 
