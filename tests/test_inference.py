@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 import inference
 import stand_in
@@ -85,6 +86,27 @@ def test_results_are_kept_unless_overwrite(data, tmp_path, infer):
     assert first.read_bytes() == b"mine" and second.exists()
     assert "5 reconstructed, 0 failed" in infer("--overwrite")[1]
     assert first.read_bytes() != b"mine"
+
+
+def test_results_made_otherwise_are_not_taken_for_these(data, tmp_path, infer, monkeypatch):
+    """Other settings, scans, sidecars or weights: said which, left alone, and made anew with --overwrite."""
+    infer()
+    result = tmp_path / "out" / "sub-1" / "sub-1_desc-isotropic_T2w.nii.gz"
+    before = result.read_bytes()
+    code, out, err = infer("--precision", "bfloat16")
+    assert code == 1 and "0 reconstructed, 5 failed" in out and err.count("give --overwrite to make it anew") == 5
+    assert 'Precision "auto" instead of "bfloat16"' in err and result.read_bytes() == before
+    write_subject(data / "sub-1", "1", seed=99)
+    (data / "sub-2" / "sub-2_T2w.json").write_text('{"SliceThickness": 3}')
+    code, out, err = infer("--device", "cpu")  # which changes no more than rounding
+    assert code == 1 and "3 already there, 2 failed" in out
+    assert "another T2w, another T1w" in err and "sub-2" in err and "another T2wSidecar" in err
+    assert "2 failed" not in infer("--overwrite")[1] and result.read_bytes() != before
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"other weights")
+    monkeypatch.setattr(inference, "find_weights", lambda choice: other)
+    code, _, err = infer("--weights", str(other))
+    assert code == 1 and err.count("other weights (bundled)") == 5
 
 
 def test_results_beside_the_data_are_not_taken_for_data(data, infer):
@@ -358,8 +380,9 @@ def test_a_network_that_cannot_be_used_is_a_wrong_call(thick, weights, tmp_path,
 def test_a_raw_stack_ends_in_the_frame_of_the_t1w(small_head, weights, tmp_path, capsys):
     truth = small_head.t2.get_fdata(dtype=np.float32)
     geometry = SliceGeometry.fitting(2, truth.shape[2], 3)
-    affine = small_head.t2.affine @ nib.affines.from_matvec(np.diag([1, 1, 3]), [0, 0, geometry.first_center])
-    save_volume(tmp_path / "t2.nii.gz", acquire(truth, geometry), affine)
+    turn = Rotation.from_euler("xyz", [8, -5, 6], degrees=True).as_matrix()
+    motion = nib.affines.from_matvec(turn, [4, -6, 3])
+    save_volume(tmp_path / "t2.nii.gz", acquire(truth, geometry), motion @ geometry.affine_in(small_head.t2.affine))
     save_volume(tmp_path / "t1.nii.gz", small_head.t1.get_fdata(), small_head.t1.affine)
     scans = ["--t1", str(tmp_path / "t1.nii.gz"), "--t2", str(tmp_path / "t2.nii.gz")]
     output, residual = tmp_path / "result.nii.gz", tmp_path / "residual.nii.gz"
@@ -370,4 +393,10 @@ def test_a_raw_stack_ends_in_the_frame_of_the_t1w(small_head, weights, tmp_path,
     assert image.shape == small_head.t1.shape and nib.load(residual).shape[2] == geometry.count
     np.testing.assert_allclose(image.affine, small_head.t1.affine)
     assert np.corrcoef(image.get_fdata().ravel(), truth.ravel())[0, 1] > 0.9
-    assert read_sidecar(output)["SliceGeometry"]["SliceThickness"] == 3
+    sidecar = read_sidecar(output)
+    assert sidecar["SliceGeometry"]["SliceThickness"] == 3
+    head = np.argwhere(truth > 0)
+    found = np.array(sidecar["Registration"]["T1wToT2w"])
+    world = nib.affines.apply_affine(small_head.t2.affine, head)
+    off = nib.affines.apply_affine(found, world) - nib.affines.apply_affine(motion, world)
+    assert np.linalg.norm(off, axis=1).mean() < 0.6

@@ -13,6 +13,7 @@ from func.errors import warn
 from func.slices.geometry import SliceGeometry, along, upsample, upsampling_matrix
 
 STATED, RECOVERED = "sidecar", "recovered from the volume"  # where a slice geometry came from
+_COARSE = 0.04  # of the volume: slices twice as far apart that leave no more may be the true ones
 _ROUGHLY = 0.05  # of the volume: a stated geometry that leaves more does not explain it
 
 
@@ -29,6 +30,8 @@ def explaining_geometry(volume: np.ndarray, stated: SliceGeometry | None) -> tup
     recovered = recover_geometry(volume)
     if recovered is not None:
         if stated is not None:
+            if _same_slices(stated, recovered):
+                return stated, STATED
             warn(
                 f"The sidecar's slices (every {stated.spacing:.4g} voxels, the first at {stated.first_center:.4g}) are "
                 f"not those that the T2w shows (every {recovered.spacing:.4g}, the first at "
@@ -61,8 +64,16 @@ def _explains(volume: np.ndarray, stated: SliceGeometry) -> bool:
         if (stated.count - skipped - 1) // factor >= 3
     ]
     return all(_misfit(volume, rival) > misfit for rival in shifted) and all(
-        _misfit(volume, rival) > 2 * misfit + 1e-3 for rival in coarser
+        _misfit(volume, rival) > max(2 * misfit, _COARSE) for rival in coarser
     )
+
+
+def _same_slices(one: SliceGeometry, other: SliceGeometry) -> bool:
+    """Whether two geometries have their slices in the same places, to a tenth of a voxel in the middle."""
+    if one.axis != other.axis or abs(one.spacing - other.spacing) > 0.02 * other.spacing:
+        return False
+    middle = one.centers[one.count // 2]
+    return bool(np.abs(other.centers - middle).min() < 0.1)
 
 
 def _misfit(volume: np.ndarray, geometry: SliceGeometry) -> float:
