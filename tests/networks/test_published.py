@@ -7,11 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from func.networks.published import (
     FORMS,
-    ByPrecision,
     FoldedUNet,
     Reduced,
-    ReducedAlongX,
-    as_maps,
     can_fold,
     prune,
     pruned,
@@ -46,8 +43,6 @@ def network_of(config, patch, seed=0):
     ("kind", "n"),
     [
         *((kind, n) for kind in ("same", "up") for n in (1, 2, 3, 4)),
-        ("same", 8),
-        ("same", 16),
         ("down", 2),
         ("down", 4),
     ],
@@ -146,25 +141,21 @@ def test_pruned_weights_make_the_same_network():
 def test_the_levels_of_few_voxels_are_folded():
     config = {**SMALL_PUBLISHED, "num_res_units": 10}
     folded = FoldedUNet(network_of(config, 32).state_dict(), config)
-    # On 8^3 voxels, to 4^3, 2^3 and 1^3 on the way down, 1^3 at the bottom, 2^3, 4^3 and 8^3 on the way up.
-    assert sum(isinstance(module, Reduced) for module in folded.modules()) == 9 + 9 + 11 + 11 + 11 + 2 + 2 + 1
-    # On 16^3 voxels, on the way down and up.
-    assert sum(isinstance(module, ReducedAlongX) for module in folded.modules()) == 9 + 1
+    # To 4^3, 2^3 and 1^3 on the way down, 1^3 at the bottom, 2^3 and 4^3 on the way up.
+    assert sum(isinstance(module, Reduced) for module in folded.modules()) == 9 + 11 + 11 + 11 + 2 + 2
 
 
 @pytest.mark.parametrize(
-    ("form", "size", "channels", "share"),
+    ("size", "channels", "share"),
     [
-        (ReducedAlongX, 16, 32, 0.55),
-        (Reduced, 8, 64, 1 / 5),
-        (Reduced, 4, 128, 1 / 6),
-        (Reduced, 2, 256, 1 / 7),
-        (Reduced, 1, 512, 1 / 27),
+        (4, 128, 1 / 6),
+        (2, 256, 1 / 7),
+        (1, 512, 1 / 27),
     ],
 )
-def test_folding_saves_operations(form, size, channels, share):
+def test_folding_saves_operations(size, channels, share):
     weight, bias = torch.zeros(channels, channels, 3, 3, 3), torch.zeros(channels)
-    reduced = form("same", size, prune(weight, "same", size), bias)
+    reduced = Reduced("same", size, prune(weight, "same", size), bias)
     maps = torch.zeros(1, channels, size, size, size)
     with FlopCounterMode(display=False) as folded:
         reduced(maps)
@@ -178,18 +169,6 @@ def test_folded_network_holds_on_to_nothing_of_the_file():
     storages = {tensor.untyped_storage().data_ptr() for tensor in plain.state_dict().values()}
     folded = FoldedUNet(plain.state_dict(), SMALL_PUBLISHED)
     assert not storages & {tensor.untyped_storage().data_ptr() for tensor in folded.state_dict().values()}
-
-
-@pytest.mark.parametrize("size", [8, 16])
-def test_few_products_are_for_float32(size):
-    convolution = ByPrecision("same", size, torch.randn(4, 4, 3, 3, 3), torch.randn(4))
-    maps = torch.rand(2, 4, size, size, size)
-    reduced = convolution(maps)
-    assert reduced.dim() < 5
-    with torch.autocast("cpu", torch.bfloat16):
-        direct = convolution(maps)
-    assert direct.dtype == torch.bfloat16
-    torch.testing.assert_close(as_maps(reduced), convolution.direct(maps), rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_stays_close():
