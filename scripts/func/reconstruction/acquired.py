@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from func.errors import BabyAIError, warn
 from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
-from func.reconstruction.consistency import HEAD, damping_for, noise_of
+from func.reconstruction.consistency import HEAD, damping_for, noise_of, rms
 from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case
 from func.scans.intensity import zero_based_scale
@@ -160,6 +160,7 @@ class AcquiredCase(WorkingCase):
     def __init__(self, case: Case, settings: RawSettings) -> None:
         axis, thickness, spacing = stack_geometry(case.t2, case.sidecar)
         stack = case.t2, axis, thickness, spacing, stated_profile(case.sidecar, case.t2)
+        self.name = name_of(case.t2)
         self._warn_of_voxels(case)
         self._grid = StackGrid.around(*stack)
         self._voxel = self._voxel_size(case.t2, axis, settings)
@@ -309,12 +310,12 @@ def with_in_plane_detail(
     head, noise = slices > HEAD * unit, noise_of(slices / unit)
     damping = damping_for(missing[head] / unit, noise, geometry, length)
     gain = float(np.square(slice_matrix(geometry, length)).sum(axis=1).mean())
-    before = _rms(missing[head] / unit)
+    before = rms(missing[head] / unit)
     volume = volume + upsample(missing * (gain / (gain + damping)), geometry, length)
     trusted = np.array(slices)
     trusted[..., left_out] = acquire(volume, geometry)[..., left_out]
     volume = make_consistent(volume, trusted, geometry, damping)
-    after = _rms((trusted - acquire(volume, geometry))[head] / unit)
+    after = rms((trusted - acquire(volume, geometry))[head] / unit)
     if nonnegative:
         np.maximum(volume, 0, out=volume)
     checks = {"DetailVoxel": round(fine.voxel, 4), "DetailNoise": round(noise, 5)}
@@ -330,7 +331,3 @@ def t1_frame(t1: nib.Nifti1Image, voxel: float | None) -> tuple[tuple[int, int, 
     center = (np.array(t1.shape) - 1) / 2
     affine = t1.affine @ from_matvec(np.diag(1 / sizes), center - (shape - 1) / 2 / sizes)
     return tuple(int(n) for n in shape), affine
-
-
-def _rms(values: np.ndarray) -> float:
-    return round(float(np.sqrt(np.mean(np.square(values)))), 6) if values.size else 0.0

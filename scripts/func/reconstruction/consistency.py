@@ -45,8 +45,8 @@ class Agreement:
             "NoiseOfSlices": round(self.noise, 5),
             "Damping": round(self.damping, 5),
             "NetworkShare": round(self.share, 3),
-            "SliceResidualBefore": _rms(self.before[self.head]),
-            "SliceResidualAfter": _rms(self.after[self.head]),
+            "SliceResidualBefore": rms(self.before[self.head]),
+            "SliceResidualAfter": rms(self.after[self.head]),
             "SliceResidualUnit": "root mean square in the head over the T2w's 99th percentile",
         }
 
@@ -156,5 +156,6 @@ def share_to_keep(slices: np.ndarray, geometry: SliceGeometry) -> float:
     return power / (power + _FAINT_ERROR**2)
 
 
-def _rms(values: np.ndarray) -> float:
+def rms(values: np.ndarray) -> float:
+    """Root mean square of values of any shape, to six digits; 0 of none."""
     return round(float(np.sqrt(np.mean(np.square(values)))), 6) if values.size else 0.0

@@ -61,7 +61,7 @@ class Head:
         t1 = None
         if working.t1 is not None:
             t1 = zero_based_scale(working.t1).apply(working.t1[box]).astype(np.float32)
-            t1 = _without_noise_in_air(t1, t2)
+            t1 = _without_noise_in_air(t1, t2, working.name)
         if working.geometry is None:
             return cls(t1, t2, None, None, box, scale)
         slices = scale.apply(working.slices[box]).astype(np.float32)
@@ -71,7 +71,10 @@ class Head:
             t2 += upsample(mended - slices, working.geometry, t2.shape[2])
             slices = mended
             numbers = ", ".join(map(str, left_out))
-            warn(f"Slices {numbers} (counted from 0) are far darker or brighter than their neighbours; left out.")
+            warn(
+                f"Slices {numbers} (counted from 0) of {working.name} are far darker or brighter than their "
+                "neighbours, and were left out."
+            )
         distance = working.t1_offset and round(working.t1_offset, 2)
         if t1 is not None and distance is None:
             shift = t1_offset(t1, slices, working.geometry)
@@ -113,7 +116,7 @@ def _bridged(slices: np.ndarray, left_out: list[int]) -> np.ndarray:
     return mended
 
 
-def _without_noise_in_air(t1: np.ndarray, t2: np.ndarray) -> np.ndarray:
+def _without_noise_in_air(t1: np.ndarray, t2: np.ndarray, name: str) -> np.ndarray:
     """The T1w without the bright noise that an MP2RAGE scan has where there is no head; any other is left as it is."""
     head = ndimage.binary_fill_holes(ndimage.binary_opening(t2[::2, ::2, ::2] > 0.1))
     far = ndimage.distance_transform_edt(~head) > _FAR / 2 if head.any() else ~head
@@ -124,6 +127,6 @@ def _without_noise_in_air(t1: np.ndarray, t2: np.ndarray) -> np.ndarray:
     one, other = noise[1:][pairs], noise[:-1][pairs]
     if one.std() == 0 or np.corrcoef(one, other)[0, 1] > _ALIKE:
         return t1
-    warn("The T1w is full of noise where the T2w shows air, as an MP2RAGE scan is; it was set to 0 there.")
+    warn(f"The T1w is full of noise where {name} shows air, as an MP2RAGE scan is; it was set to 0 there.")
     whole = np.repeat(np.repeat(np.repeat(far, 2, 0), 2, 1), 2, 2)[: t1.shape[0], : t1.shape[1], : t1.shape[2]]
     return np.where(whole, 0, t1).astype(np.float32)

@@ -12,7 +12,7 @@ from func.networks.guidance import likelier_profile
 from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case
 from func.scans.intensity import zero_based_scale
-from func.scans.nifti import array_of, image_of
+from func.scans.nifti import array_of, image_of, name_of
 from func.scans.resampling import resample
 from func.slices.geometry import SliceGeometry, measured_slices, slices_last, upsample
 from func.slices.oblique import ObliqueStack, find_oblique_stack
@@ -24,7 +24,7 @@ PLAUSIBLE_THICKNESS = (0.6, 1.05)  # of the recovered spacing; any other was sta
 def case_on_grid(case: Case) -> WorkingCase:
     """A case whose scans lie on one grid of 1 mm voxels, in any orientation, on its working grid."""
     t2 = array_of(case.t2)
-    geometry, source = explaining_geometry(t2, SliceGeometry.from_sidecar(case.sidecar, case.t2))
+    geometry, source = explaining_geometry(t2, SliceGeometry.from_sidecar(case.sidecar, case.t2), name_of(case.t2))
     stack = None if geometry else find_oblique_stack(t2)
     return ObliqueCase(case, stack) if stack else GridCase(case, geometry, source)
 
@@ -37,7 +37,7 @@ class GridCase(WorkingCase):
             voxel = float(voxel_sizes(case.t2.affine)[geometry.axis])
             geometry = _of_thickness(geometry, _stated_thickness(case.sidecar), voxel)
         axis = geometry.axis if geometry else int(np.argmin(case.t2.shape))
-        self._like, self._turn = case.t2, slices_last(axis)
+        self.name, self._like, self._turn = name_of(case.t2), case.t2, slices_last(axis)
         self.t1 = case.t1 and np.transpose(array_of(case.t1), self._turn)
         self.t2 = np.transpose(array_of(case.t2), self._turn)
         self.affine = case.t2.affine[:, [*self._turn, 3]]
@@ -67,7 +67,7 @@ class ObliqueCase(WorkingCase):
     """Scans on one grid that the slices are oblique to: worked on along the slices, and only the gain turned back."""
 
     def __init__(self, case: Case, stack: ObliqueStack) -> None:
-        self._like = case.t2
+        self.name, self._like = name_of(case.t2), case.t2
         shape, self.affine, geometry = _grid_along(stack, case.t2)
         voxel = float(voxel_sizes(self.affine)[2])
         geometry = _of_thickness(geometry, _stated_thickness(case.sidecar), voxel)

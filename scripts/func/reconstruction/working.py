@@ -20,6 +20,7 @@ class WorkingCase(ABC):
     """Scans in their own intensities on one grid of about 1 mm, the slices along its last axis.
 
     Attributes:
+        name: the T2w's file, for messages.
         t1: the T1w, shape (X, Y, Z); None where there is none.
         t2: the slices, cubic up-sampled, shape (X, Y, Z).
         slices: the measured slices, shape (X, Y, geometry.count); None where they are not known.
@@ -31,6 +32,7 @@ class WorkingCase(ABC):
         report: what was found on the way here, as plain values for the JSON sidecar.
     """
 
+    name: str
     t1: np.ndarray | None
     t2: np.ndarray
     slices: np.ndarray | None

@@ -17,13 +17,16 @@ _COARSE = 0.04  # of the volume: slices twice as far apart that leave no more ma
 _ROUGHLY = 0.05  # of the volume: a stated geometry that leaves more does not explain it
 
 
-def explaining_geometry(volume: np.ndarray, stated: SliceGeometry | None) -> tuple[SliceGeometry | None, str]:
+def explaining_geometry(
+    volume: np.ndarray, stated: SliceGeometry | None, name: str = "the T2w"
+) -> tuple[SliceGeometry | None, str]:
     """The slice geometry behind an up-sampled volume, and where it comes from.
 
     Args:
         volume: shape (I, J, K).
         stated: what its sidecar states. What the volume itself shows decides: a stated geometry is used where it
             explains the volume, and no other nearby does as well. One that is refused is warned of.
+        name: of the scan, for that warning.
     """
     if stated is not None and _explains(volume, stated):
         return stated, STATED
@@ -33,15 +36,15 @@ def explaining_geometry(volume: np.ndarray, stated: SliceGeometry | None) -> tup
             if _same_slices(stated, recovered):
                 return stated, STATED
             warn(
-                f"The sidecar's slices (every {stated.spacing:.4g} voxels, the first at {stated.first_center:.4g}) are "
-                f"not those that the T2w shows (every {recovered.spacing:.4g}, the first at "
+                f"The slices in the sidecar of {name} (every {stated.spacing:.4g} voxels, the first at "
+                f"{stated.first_center:.4g}) are not those that it shows (every {recovered.spacing:.4g}, the first at "
                 f"{recovered.first_center:.4g}); what it shows is used."
             )
         return recovered, RECOVERED
     if stated is not None and _misfit(volume, stated) < _ROUGHLY:
         return stated, STATED
     if stated is not None:
-        warn("The sidecar's slice geometry does not explain the T2w, and is not used; correct it.")
+        warn(f"The slice geometry in the sidecar of {name} does not explain it, and is not used; correct it.")
     return None, "unknown" if stated is None else "unknown (the sidecar's does not explain the volume)"
 
 
