@@ -25,7 +25,7 @@ from tqdm import tqdm
 from func.commands import Tally, add_overwrite, add_t1w_filter, run_to_the_end, script_parser
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
-from func.scans.bids import Pair, find_pairs, result_path, stem_of
+from func.scans.bids import Pair, find_pairs, find_t2w_alone, result_path, stem_of
 from func.scans.case import Case, check_grids, read_case
 from func.scans.dicom import source_name
 from func.scans.hub import commit_of, find_weights
@@ -42,6 +42,7 @@ PRECISION = "auto"  # auto, float32 or bfloat16
 SPACE = None  # 1mm, t1 or t2: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
 VOXEL_SIZE = 1.0  # mm, or in-plane for the T2w's own: of the result of raw scans
 MIN_SIMILARITY = None  # of registered raw scans; None: only failed registrations are refused
+WITHOUT_T1W = False  # reconstruct the T2w in DATA_DIR alone, where there is no T1w to guide it
 OVERWRITE = False
 REPORT = True  # report.html and figures beside the results
 UNCERTAINTY = False  # also write where not to trust each result; four runs of the network
@@ -176,7 +177,10 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
     """
     if arguments.t2:
         return {Pair("", arguments.t1, arguments.t2, stem_of(arguments.t2)): arguments.output}
-    pairs, errors = find_pairs(arguments.data_dir, arguments.t1w_filter)
+    if arguments.without_t1w:
+        pairs, errors = find_t2w_alone(arguments.data_dir)
+    else:
+        pairs, errors = find_pairs(arguments.data_dir, arguments.t1w_filter)
     wanted = wanted_subjects(arguments.split, arguments.part)
     pairs = [pair for pair in pairs if wanted(pair.subject)]
     if arguments.split and not pairs:
@@ -288,6 +292,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="make the output folder a BIDS derivative dataset, with results in sub-*/[ses-*/]anat",
     )
     add_t1w_filter(folder)
+    folder.add_argument(
+        "--without-t1w",
+        action=argparse.BooleanOptionalAction,
+        default=WITHOUT_T1W,
+        help="reconstruct every T2w without its T1w, or where there is none: less accurate",
+    )
     one = parser.add_argument_group("one raw pair")
     one.add_argument("--t1", type=Path, help="isotropic T1w scan: a NIfTI file, or a folder of DICOM files")
     one.add_argument(
@@ -360,6 +370,10 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
     one = [arguments.t2, arguments.output]
     if any([arguments.t1, *one]) and not all(one):
         parser.error("a raw infant needs --t2 and --output, and --t1 where there is a T1w")
+    if arguments.without_t1w and arguments.space not in (None, "t2"):
+        parser.error(f"--space {arguments.space} is the T1w's; with --without-t1w give --space t2, or none")
+    if arguments.without_t1w and (arguments.t1 or arguments.weights == "babyai"):
+        parser.error("--without-t1w goes with a folder and with weights other than babyai, and not with --t1")
     if arguments.t2 and not arguments.t1 and arguments.space != "t2":
         parser.error(f"--space {arguments.space} is the T1w's, and there is none; leave it out, or give --t1")
     if arguments.space == "t1" and arguments.voxel_size != VOXEL_SIZE:

@@ -339,6 +339,18 @@ def test_a_reconstruction_agrees_with_its_slices_in_any_axis_order(thick, small_
         np.testing.assert_allclose(result, found["RAS"], atol=2e-3 * measured.max())
 
 
+def test_a_folder_without_t1w_scans(thick, weights, tmp_path, capsys):
+    folder = thick()
+    (folder / "sub-1_T1w.nii.gz").unlink()
+    arguments = ["--data-dir", str(folder), "--output-dir", str(tmp_path / "out"), "--weights", str(weights)]
+    assert inference.main(arguments) == 1 and "has no T1w" in capsys.readouterr().err
+    assert inference.main([*arguments, "--without-t1w"]) == 0
+    result = tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz"
+    assert read_sidecar(result)["Sources"] == ["sub-1_acq-axial4mm_T2w.nii.gz"]
+    assert nib.load(result).shape == (48, 48, 48) and (tmp_path / "out" / "report.html").is_file()
+    assert "T1w" not in read_sidecar(result)["Inputs"]
+
+
 @pytest.mark.parametrize(
     ("told", "thickness"),
     [({"SliceThickness": 3.5}, 3.5), ({"AsAcquired": {"SliceThickness": 3.5}}, 3.5), ({"AsAcquired": "long ago"}, 4.0)],

@@ -136,7 +136,7 @@ class Pair:
     """
 
     subject: str
-    t1: Path
+    t1: Path | None
     t2: Path
     name: str
     folder: Path = Path()
@@ -292,6 +292,22 @@ def _best_t1(t2: _Scan, t1s: list[_Scan], t1w_filter: Sequence[str]) -> _Scan:
 
 def _listed(scans: list[_Scan]) -> str:
     return " and ".join(str(scan.path) for scan in scans)
+
+
+def find_t2w_alone(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]:
+    """Every T2w below a folder, as a pair that has no T1w; returns what :func:`find_pairs` does, and raises the same.
+
+    Raises:
+        BabyAIError: no such folder, or no T2w in it.
+    """
+    data_dir = Path(data_dir)
+    errors: list[BabyAIError] = []
+    found = [path for path in find_scans(data_dir, errors.append) if not is_result(path)]
+    t2s = [path for path in found if entities_of(path)["suffix"] == "T2w"]
+    if not t2s and not errors:
+        raise BabyAIError(f"No T2w was found below {data_dir}; it needs scans named like sub-01_T2w.nii.gz.")
+    pairs = [Pair(entities_of(t2)["sub"], None, t2, stem_of(t2), t2.parent.relative_to(data_dir)) for t2 in t2s]
+    return pairs, errors
 
 
 def result_path(source: Pair | str | Path, output_dir: str | Path) -> Path:
