@@ -49,7 +49,8 @@ class RawSettings:
         voxel_size: of the result in mm, in the spaces ``1mm`` and ``t2``: a number, or ``in-plane`` for the T2w's own.
             The network works at 1 mm; below that, what the slices hold of finer detail is added afterwards.
         min_similarity: a registration of T1w and T2w with less of it is refused; None for the check's own judgement.
-        motion: ``auto``, ``on`` or ``off``: whether each slice may have a pose of its own.
+        motion: ``auto`` to look for motion of the slices and undo what is found, ``on`` to undo it however little it
+            is, ``off`` to take the head to have lain still.
     """
 
     space: str = "1mm"
@@ -209,6 +210,20 @@ class AcquiredCase(WorkingCase):
             "T1wToT2w": np.round(registration.matrix, 8).tolist(),
             **registration.to_sidecar(),
         }
+
+    @property
+    def axis(self) -> int:
+        """The stack's array axis across its slices."""
+        return self._grid.axis
+
+    @property
+    def result_grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
+        """Shape and affine of the image that the user gets."""
+        if self.frame is not None:
+            return self.frame
+        grid = self._fine or self._grid
+        part, affine = grid.within_slices(np.broadcast_to(np.float32(0), grid.shape))
+        return part.shape, affine
 
     def finish(self, volume: np.ndarray, left_out: list[int]) -> tuple[nib.Nifti1Image, dict]:
         if not self._fine:

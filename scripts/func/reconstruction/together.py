@@ -1,0 +1,341 @@
+"""Stacks put together: several stacks of one infant, or one in which the infant moved, as one volume.
+
+Each stack is registered to the T1w, and where the infant moved each slice gets a place of its own. The network sees
+every stack in its own frame, as if the head had lain still; the mean of its estimates in the common frame is made to
+agree with all slices, each in its place. Without a T1w the stacks are registered to the first of them, and nothing is
+inferred: the up-sampled stacks take the place of the network's estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
+from scipy import ndimage
+
+from func.errors import BabyAIError, warn
+from func.networks.guidance import network_inputs
+from func.reconstruction.acquired import AcquiredCase, RawSettings
+from func.reconstruction.consistency import HEAD, noise_of
+from func.reconstruction.head import MARGIN, Head
+from func.scans.case import Case
+from func.scans.nifti import array_of, image_of, name_of
+from func.scans.registration import register_rigid, resample
+from func.slices.geometry import acquire, slices_last, upsample
+from func.slices.motion import Motion, find_motion, in_intensities_of, order_of_acquisition
+from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
+
+_VOXEL = 0.8  # mm: a volume is linear between voxels so small; of a 1 mm result, larger ones cost 0.3 dB
+_FINE_ENOUGH = 0.75  # of these voxels: smaller pixels are first brought to 1 mm
+_BRIGHT = 0.1  # network units: what is brighter tells how bright one stack is against another
+_ENOUGH = 200  # voxels in common, to tell that
+_SPARSE = 4.0  # mm between the voxels that tell it
+_ROUNDS = 3  # in which stacks without a T1w are laid upon their common volume
+_LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
+
+
+@dataclass(frozen=True)
+class PlacedStack:
+    """A stack on its working grid, cut to its head, and where it lies in the common frame.
+
+    Attributes:
+        case: as read.
+        working: its working grid.
+        head: what the network sees of it.
+        affine: voxel of the head's arrays -> world mm of the stack.
+        to_stack: world mm of the common frame -> world mm of the stack.
+        motion: of its slices; None where the head lay still.
+        searched: whether motion was looked for.
+        brightness: what its network units are multiplied by to be those of the first stack.
+        kept: shape (count,), False for slices that are left out.
+    """
+
+    case: Case
+    working: AcquiredCase
+    head: Head
+    affine: np.ndarray
+    to_stack: np.ndarray
+    motion: Motion | None
+    searched: Motion | None
+    brightness: float
+    kept: np.ndarray
+
+    @classmethod
+    def of(cls, case: Case, settings: RawSettings) -> PlacedStack:
+        """Register a stack to its T1w, if there is one, and look for motion in it.
+
+        Raises:
+            BabyAIError: as :class:`func.reconstruction.acquired.AcquiredCase`.
+        """
+        working = AcquiredCase(case, settings)
+        head = Head.of(working)
+        affine = working.affine @ from_matvec(np.eye(3), [part.start or 0 for part in head.box])
+        kept = np.ones(head.geometry.count, bool)
+        kept[list(head.left_out)] = False
+        searched = None
+        if settings.motion != "off" and head.t1 is not None:
+            order = order_of_acquisition(case.sidecar, head.geometry.count)
+            searched = find_motion(head.t1, head.slices, head.geometry, order)
+        motion = searched if searched and (searched.moved or settings.motion == "on") else None
+        return cls(case, working, head, affine, working.t1_to_t2, motion, searched, 1.0, kept)
+
+    @property
+    def poses(self) -> np.ndarray:
+        """World mm of the common frame -> world mm of the stack, while each slice was acquired: (count, 4, 4)."""
+        count = self.head.geometry.count
+        if self.motion is None:
+            return np.repeat(self.to_stack[None], count, axis=0)
+        return self.affine @ self.motion.matrices @ np.linalg.inv(self.affine) @ self.to_stack
+
+    def stack(self, voxel: float) -> Stack:
+        """The slices in the first stack's network units: with their own pixels unless these are far below ``voxel``."""
+        t2, axis = self.case.t2, self.working.axis
+        turn = slices_last(axis)
+        if voxel_sizes(t2.affine)[turn[:2]].min() > _FINE_ENOUGH * voxel:
+            slices, affine = self.head.scale.apply(np.transpose(array_of(t2), turn)), t2.affine[:, [*turn, 3]]
+        else:
+            slices, affine = self.head.slices, self.head.geometry.affine_in(self.affine)
+        thickness = float(self.working.report["SliceGeometry"]["SliceThickness"])
+        slices = (self.brightness * slices).astype(np.float32)
+        return Stack(slices, affine, thickness, self.head.geometry.profile, self.poses, self.kept)
+
+    def seen_in(self, image: nib.Nifti1Image) -> np.ndarray:
+        """A volume of the common frame, in its units, where the head lay on the whole: on the head's grid."""
+        return resample(image, self.head.t2.shape, self.affine, np.linalg.inv(self.to_stack))
+
+    def brought_to(self, shape: tuple[int, int, int], affine: np.ndarray, volume: np.ndarray) -> np.ndarray:
+        """A volume on the head's grid, in the first stack's units, on a grid of the common frame."""
+        image = image_of(volume * np.float32(self.brightness), self.affine, self.case.t2)
+        return resample(image, shape, affine, self.to_stack)
+
+    def coverage(self, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+        """Which voxels of a grid of the common frame lie between the stack's outermost slices, bool."""
+        geometry = self.head.geometry
+        to_head = np.linalg.inv(self.affine) @ self.to_stack @ affine
+        low = [0, 0, geometry.first_center - geometry.spacing / 2]
+        high = [*self.head.t2.shape[:2], geometry.centers[-1] + geometry.spacing / 2]
+        inside = np.ones(shape, bool)
+        ticks = np.ogrid[tuple(slice(n) for n in shape)]
+        for axis in range(3):
+            place = to_head[axis, 3] + sum(to_head[axis, other] * ticks[other] for other in range(3))
+            inside &= (place >= low[axis]) & (place <= high[axis])
+        return inside
+
+
+class Together:
+    """Stacks of one head on a common grid, on their way to one volume.
+
+    Args:
+        stacks: at least one, each registered to the T1w; without a T1w each in its own world.
+        settings: of the result.
+    """
+
+    def __init__(self, stacks: Sequence[PlacedStack], settings: RawSettings) -> None:
+        self.settings = settings
+        self.t1 = stacks[0].case.t1
+        self.stacks = list(stacks) if self.t1 else _registered_to_first(stacks)
+        self.shape, self.affine = _common_grid(self.stacks, self.t1, settings)
+        self._brighten()
+        self.views: list[StackView] = []
+        self.dampings: list[float] = []
+        self.before: list[float] = []
+        self._look()
+
+    @property
+    def moved(self) -> bool:
+        return any(stack.motion for stack in self.stacks)
+
+    def estimate(self, propose: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+        """The mean of what is made of each stack as if the head had lain still, on the common grid.
+
+        Args:
+            propose: the network, see :meth:`func.reconstruction.reconstructor.Reconstructor.propose`; None to up-sample
+                the stacks and infer nothing.
+        """
+        volume = self._first_volume() if self.moved else None
+        total, weights = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
+        for stack in self.stacks:
+            head, slices = stack.head, stack.head.slices
+            if stack.motion:
+                still = stack.seen_in(image_of(volume, self.affine, stack.case.t2)) / np.float32(stack.brightness)
+                slices = acquire(still, head.geometry)
+            upsampled = upsample(slices, head.geometry, head.t2.shape[2])
+            if propose:
+                upsampled = propose(network_inputs(head.t1, upsampled, slices, head.geometry)).mean(axis=0)
+            covered = stack.coverage(self.shape, self.affine)
+            total += covered * stack.brought_to(self.shape, self.affine, upsampled)
+            weights += covered
+        return total / np.maximum(weights, 1)
+
+    def agreed(self, estimate: np.ndarray) -> np.ndarray:
+        """The estimate, made to agree with all slices but those that fit it far worse than the others."""
+        self._weigh(estimate)
+        self.before = [_misfit(view, estimate) for view in self.views]
+        volume = agree_with_stacks(estimate, self.views, self.dampings)
+        if self._leave_out(volume):
+            self._look()
+            volume = agree_with_stacks(estimate, self.views, self.dampings)
+        return np.maximum(volume, 0)
+
+    def image(self, volume: np.ndarray) -> nib.Nifti1Image:
+        """A volume of the common grid as the image that the user gets, in the first stack's own intensities."""
+        first = self.stacks[0]
+        values = np.maximum(first.head.scale.invert(volume), 0)
+        source = image_of(values.astype(np.float32), self.affine, self.t1 or first.case.t2)
+        shape, affine = first.working.result_grid
+        matrix = np.linalg.inv(first.to_stack) if first.working.frame is None else None
+        return image_of(resample(source, shape, affine, matrix), affine, source)
+
+    def report(self, volume: np.ndarray) -> dict:
+        """What was found, as plain values for the JSON sidecar: of the first stack, and of each."""
+        told = []
+        for stack, view, damping, before in zip(self.stacks, self.views, self.dampings, self.before, strict=True):
+            checks = {
+                "Brightness": round(1 / stack.brightness, 4),
+                "Damping": round(damping, 4),
+                "SliceResidualBefore": round(before, 6),
+                "SliceResidualAfter": round(_misfit(view, volume), 6),
+                "SlicesLeftOut": np.flatnonzero(~stack.kept).tolist(),
+            }
+            entry = {"Name": name_of(stack.case.t2), **stack.working.report, "Checks": checks}
+            told.append(entry | {"Motion": motion_told(stack)})
+        first = self.stacks[0].working.report | {"Checks": told[0]["Checks"], "Motion": told[0]["Motion"]}
+        return first | {"Stacks": told}
+
+    def _first_volume(self) -> np.ndarray:
+        """A volume that agrees with the slices in their places, without the network; refines these places as well."""
+        rounds = 1 if self.t1 else _ROUNDS
+        volume = self._agreed_without_network()
+        for _ in range(rounds):
+            image = image_of(volume, self.affine, self.stacks[0].case.t2)
+            for index, stack in enumerate(self.stacks):
+                if not stack.motion:
+                    continue
+                seen = stack.seen_in(image) / np.float32(stack.brightness)
+                motion = find_motion(seen, stack.head.slices, stack.head.geometry, None, True, stack.motion)
+                self.stacks[index] = replace(stack, motion=motion)
+            self._look()
+            volume = self._agreed_without_network()
+        return volume
+
+    def _agreed_without_network(self) -> np.ndarray:
+        if self.t1:
+            t1 = resample(self.t1, self.shape, self.affine)
+            seen = np.concatenate([view.see(t1) for view in self.views])
+            start = in_intensities_of(t1, seen, np.concatenate([view.values for view in self.views]))
+        else:
+            brought = [
+                stack.coverage(self.shape, self.affine)
+                * stack.brought_to(self.shape, self.affine, upsample(stack.head.slices, stack.head.geometry, stack.head.t2.shape[2]))
+                for stack in self.stacks
+            ]
+            covered = sum(stack.coverage(self.shape, self.affine).astype(np.float32) for stack in self.stacks)
+            start = sum(brought) / np.maximum(covered, 1)
+        self._weigh(start)
+        return np.maximum(agree_with_stacks(start, self.views, self.dampings), 0)
+
+    def _look(self) -> None:
+        voxel = float(voxel_sizes(self.affine)[0])
+        self.views = [StackView(stack.stack(voxel), self.shape, self.affine) for stack in self.stacks]
+
+    def _weigh(self, estimate: np.ndarray) -> None:
+        self.dampings = []
+        for stack, view in zip(self.stacks, self.views, strict=True):
+            slices = stack.brightness * stack.head.slices
+            noise = noise_beside_volume(slices, noise_of(slices), HEAD)
+            self.dampings.append(view.damping(estimate, noise, HEAD))
+
+    def _leave_out(self, volume: np.ndarray) -> bool:
+        """Leave out slices that fit the volume far worse than the others; whether there were any."""
+        found = False
+        for index, (stack, view) in enumerate(zip(self.stacks, self.views, strict=True)):
+            outlying = outlying_slices(view.residual(volume), view, len(stack.kept), HEAD) & stack.kept
+            if not outlying.any():
+                continue
+            found = True
+            kept = stack.kept & ~outlying
+            self.stacks[index] = replace(stack, kept=kept)
+            numbers = ", ".join(map(str, np.flatnonzero(outlying)))
+            warn(f"Slices {numbers} (counted from 0) of {name_of(stack.case.t2)} fit nowhere and were left out.")
+            if kept.mean() < _LEAST_LEFT:
+                warn(f"Only {kept.sum()} of {len(kept)} slices of {name_of(stack.case.t2)} are left; look twice.")
+        return found
+
+    def _brighten(self) -> None:
+        """Find how bright each stack is against the first: the median ratio where both show a head."""
+        steps = np.maximum(1, np.round(_SPARSE / voxel_sizes(self.affine))).astype(int)
+        shape = tuple(int(n) for n in -(-np.array(self.shape) // steps))
+        affine = self.affine @ from_matvec(np.diag(steps.astype(float)), np.zeros(3))
+        shown = [
+            stack.coverage(shape, affine) * stack.brought_to(shape, affine, ndimage.gaussian_filter(stack.head.t2, 2.0))
+            for stack in self.stacks
+        ]
+        reference = shown[0].copy()
+        for index in range(1, len(self.stacks)):
+            both = (reference > _BRIGHT) & (shown[index] > _BRIGHT)
+            if both.sum() < _ENOUGH:
+                warn(f"{name_of(self.stacks[index].case.t2)} shows nothing that the stacks before it show.")
+                continue
+            brightness = float(np.median(reference[both] / shown[index][both]))
+            self.stacks[index] = replace(self.stacks[index], brightness=brightness)
+            reference = np.where(reference > 0, reference, brightness * shown[index])
+
+
+def motion_told(stack: PlacedStack) -> dict:
+    """What was found of a stack's motion, as plain values for the JSON sidecar.
+
+    ``Poses`` take world mm of the common frame to where that lay while the slice was acquired; ``Path`` is, for each
+    slice, how far the head then lay from its usual place, mm along and degrees about the slices' axes.
+    """
+    if stack.searched is None:
+        return {"Searched": False}
+    told = {"Searched": True, "Found": stack.motion is not None, "Spread": round(stack.searched.spread, 3)}
+    if stack.motion is None:
+        return told
+    return told | {
+        "Order": stack.motion.groups.tolist(),
+        "Path": np.round(stack.motion.path, 3).tolist(),
+        "Poses": np.round(stack.poses, 6).tolist(),
+    }
+
+
+def _misfit(view: StackView, volume: np.ndarray) -> float:
+    residual = view.residual(volume)[view.values > HEAD]
+    return float(np.sqrt(np.mean(np.square(residual)))) if residual.size else 0.0
+
+
+def _registered_to_first(stacks: Sequence[PlacedStack]) -> list[PlacedStack]:
+    """Stacks without a T1w, in the frame of the first."""
+    first = stacks[0]
+    placed = [first]
+    for stack in stacks[1:]:
+        registration = register_rigid(first.case.t2, stack.case.t2)
+        placed.append(replace(stack, to_stack=registration.matrix))
+    return placed
+
+
+def _common_grid(
+    stacks: Sequence[PlacedStack], t1: nib.Nifti1Image | None, settings: RawSettings
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Cubic voxels that hold the head, along the axes of the T1w, or without one of the first stack."""
+    wanted = [float(np.min(voxel_sizes(stack.working.result_grid[1]))) for stack in stacks[:1]]
+    voxel = min(_VOXEL, *wanted)
+    image = t1 or stacks[0].case.t2
+    axes = image.affine[:3, :3] / voxel_sizes(image.affine)
+    if t1:
+        array = array_of(t1)
+        points = apply_affine(t1.affine, np.argwhere(array > 0.01 * array.max()))
+    else:
+        points = np.concatenate(
+            [
+                apply_affine(np.linalg.inv(stack.to_stack) @ stack.affine, np.argwhere(stack.head.t2 > HEAD))
+                for stack in stacks
+            ]
+        )
+    places = points @ np.linalg.inv(axes).T
+    low, high = places.min(axis=0) - MARGIN, places.max(axis=0) + MARGIN
+    shape = tuple(int(n) for n in np.ceil((high - low) / voxel) + 1)
+    return shape, from_matvec(voxel * axes, axes @ low)

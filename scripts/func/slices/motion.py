@@ -1,0 +1,281 @@
+"""How an infant moved while a stack was acquired: a rigid pose for each slice, found from the slices themselves.
+
+A volume of the same head is seen through the slice profile, and each slice is laid where it fits that best, by
+Gauss-Newton steps from coarse to fine: slice-to-volume registration, as in Kuklisova-Murgasova et al. (Medical Image
+Analysis 16(8), 2012) and Ebner et al. (NeuroImage 206, 2020). The volume may be a T1w, which then takes over the
+slices' intensities. Slices that were acquired one after the other lie near each other, but for jumps; that holds
+those in place that show little, at the head's ends.
+
+Positions are voxels of a working grid of 1 mm voxels with the slices last (see func.slices.geometry).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from torch.nn import functional
+
+from func.networks.guidance import profile_width
+from func.slices.geometry import SliceGeometry
+
+LARGEST_STILL = 0.8  # mm, see Motion.spread: of ten still stacks 0.2 to 0.7, of six moving ones 1.0 to 1.9
+
+_RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
+_STRIDE = 2  # voxels between the pixels that are looked at, in-plane
+_REACH = 4  # voxels around the head in which pixels count
+# In-plane smoothing, voxels, and how many steps are made with it; at each level the T1w takes over the slices'
+# intensities anew.
+_COARSE = ((3.0, 4), (1.5, 4))
+_FINE = ((1.5, 3), (0.8, 4))
+_INDEPENDENT = 0.05  # share of the pixels that tell something of their own: what a volume lacks, it lacks over an area
+_STEP = 0.15  # mm that a head moves from one slice to the next, but for jumps
+_LOOSE_STEP = 3.0  # mm, while the order of acquisition is not known
+_LONGEST_STEP = 2.0  # mm that a pose changes at once
+_INTERLEAVINGS = (1, 2, 3, 4)
+_SURELY = 0.7  # of the path in space that of another order must be shorter
+_OUTLYING = 4.7  # robust standard deviations beyond which a pixel counts no more (Tukey)
+_FAINTEST = 0.05  # of the brightest: what is fainter is air
+_FULL = 0.5  # of the fullest slice's head: slices with less say little about motion
+_BINS = 64
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where the head lay while each slice of a stack was acquired.
+
+    Attributes:
+        parameters: shape (groups, 6), a pose each in order of acquisition: three turns about ``center`` as a rotation
+            vector in mm at 50 mm from there, and three shifts in mm, from the place of acquisition to the volume's.
+        groups: shape (count,), the pose of each slice; slices that were acquired together share one.
+        center: voxel that the turns are about, shape (3,).
+        full: shape (count,), the slices that show enough of the head to tell its motion.
+    """
+
+    parameters: np.ndarray
+    groups: np.ndarray
+    center: np.ndarray
+    full: np.ndarray
+
+    @property
+    def matrices(self) -> np.ndarray:
+        """For each slice, voxel of the volume -> where it lay in the working grid meanwhile, shape (count, 4, 4)."""
+        turns = Rotation.from_rotvec(self.parameters[:, :3] / _RADIUS).as_matrix()
+        shifts = self.center - turns @ self.center + self.parameters[:, 3:]
+        back = [np.linalg.inv(nib.affines.from_matvec(*pose)) for pose in zip(turns, shifts, strict=True)]
+        return np.array(back)[self.groups]
+
+    @property
+    def spread(self) -> float:
+        """How far the full slices lie about their common place, mm: the mean over them, turns at 50 mm included."""
+        poses = self.parameters[self.groups[self.full]]
+        return float(np.linalg.norm(poses - np.median(poses, axis=0), axis=1).mean()) if len(poses) else 0.0
+
+    @property
+    def moved(self) -> bool:
+        """Whether the head moved more than is found of one that lay still."""
+        return self.spread > LARGEST_STILL
+
+    @property
+    def path(self) -> np.ndarray:
+        """How far the head lay from its usual place in order of acquisition: three shifts, mm, and three turns, degrees.
+
+        Shape (groups, 6), along and about the axes of the working grid.
+        """
+        away = np.median(self.parameters[self.groups[self.full]], axis=0) - self.parameters
+        return np.column_stack([away[:, 3:], np.degrees(away[:, :3] / _RADIUS)])
+
+
+def order_of_acquisition(sidecar: dict, count: int) -> np.ndarray | None:
+    """Which slices were acquired first, second, ... as BIDS ``SliceTiming`` tells; None where it does not.
+
+    Returns:
+        shape (count,), from 0; slices acquired together have the same number.
+    """
+    timing = sidecar.get("SliceTiming")
+    if not isinstance(timing, list) or len(timing) != count or not all(isinstance(t, int | float) for t in timing):
+        return None
+    backwards = str(sidecar.get("SliceEncodingDirection", "")).endswith("-")
+    times = np.array(timing[::-1] if backwards else timing, float)
+    return np.unique(np.round(times, 4), return_inverse=True)[1]
+
+
+def find_motion(
+    volume: np.ndarray,
+    slices: np.ndarray,
+    geometry: SliceGeometry,
+    groups: np.ndarray | None = None,
+    same_contrast: bool = False,
+    start: Motion | None = None,
+) -> Motion:
+    """Find where each slice fits a volume of the same head.
+
+    Args:
+        volume: shape (X, Y, Z), in the place where the head lies on the whole; air is 0.
+        slices: as measured, shape (X, Y, geometry.count).
+        geometry: of the slices in that grid, along axis 2, voxels of 1 mm.
+        groups: when each slice was acquired (:func:`order_of_acquisition`); found from the slices where it is None.
+            All zero: one pose for the stack.
+        same_contrast: the volume has the slices' contrast; else it is a T1w.
+        start: only refine this motion.
+    """
+    fit = _Fit(volume, slices, geometry, same_contrast)
+    if start is not None:
+        parameters = fit.refined(start.parameters, start.groups, _FINE)
+        return Motion(parameters, start.groups, fit.center, fit.full)
+    if groups is None:
+        each = np.arange(geometry.count)
+        loose = fit.refined(np.zeros((geometry.count, 6)), each, _COARSE, _LOOSE_STEP)
+        groups = _likeliest_order(loose[fit.full], np.flatnonzero(fit.full), geometry.count)
+        parameters = loose[np.argsort(groups)]
+    else:
+        parameters = fit.refined(np.zeros((groups.max() + 1, 6)), groups, _COARSE)
+    return Motion(fit.refined(parameters, groups, _FINE), groups, fit.center, fit.full)
+
+
+def in_intensities_of(t1: np.ndarray, seen_t1: np.ndarray, seen_t2: np.ndarray) -> np.ndarray:
+    """A T1w with, in place of each of its values, the median of what the T2w shows where the T1w has that value.
+
+    Args:
+        t1: any shape, air 0.
+        seen_t1, seen_t2: what both show at the same places, shape (N,).
+    """
+    head = seen_t1 > _FAINTEST * np.percentile(seen_t1, 99)
+    if not head.any():
+        return t1
+    seen_t1, seen_t2 = seen_t1[head], seen_t2[head]
+    edges = np.unique(np.quantile(seen_t1, np.linspace(0, 1, _BINS + 1)))
+    bins = np.clip(np.searchsorted(edges, seen_t1, side="right") - 1, 0, max(len(edges) - 2, 0))
+    medians = ndimage.median(seen_t2, bins, np.unique(bins))
+    middles = ndimage.mean(seen_t1, bins, np.unique(bins))
+    return np.interp(t1, np.concatenate([[0], middles]), np.concatenate([[0], medians])).astype(np.float32)
+
+
+class _Fit:
+    """Slices and a volume of the same head, and the poses that lay the ones where they fit the other."""
+
+    def __init__(self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, same_contrast: bool) -> None:
+        self._volume, self._slices, self._same_contrast = volume, slices, same_contrast
+        self._width = profile_width(geometry)
+        head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
+        self.center = np.array(ndimage.center_of_mass(head))
+        planes = np.clip(np.rint(geometry.centers).astype(int), 0, volume.shape[2] - 1)
+        around = ndimage.binary_dilation(head, iterations=_REACH)[::_STRIDE, ::_STRIDE, planes]
+        # By slice, so that a slice's pixels lie together.
+        which, *pixels = np.nonzero(np.moveaxis(around, 2, 0))
+        self._pixels, self._which = _STRIDE * np.array(pixels), which
+        self._points = np.column_stack([*self._pixels, geometry.centers[which]])
+        self._bounds = np.searchsorted(which, np.arange(geometry.count + 1))
+        sizes = head[:, :, planes].sum(axis=(0, 1))
+        self.full = sizes > _FULL * sizes.max()
+
+    def refined(
+        self, parameters: np.ndarray, groups: np.ndarray, levels: tuple[tuple[float, int], ...], step: float = _STEP
+    ) -> np.ndarray:
+        """Poses after Gauss-Newton steps on smoothed slices, level by level; ``step``: see :func:`_solved`."""
+        for sigma, steps in levels:
+            smooth = ndimage.gaussian_filter(self._slices, (sigma, sigma, 0))
+            shown = smooth[self._pixels[0], self._pixels[1], self._which]
+            maps = self._maps(parameters[groups], shown, sigma)
+            for _ in range(steps):
+                parameters = self._stepped(parameters, groups, shown, maps, step)
+        return parameters
+
+    def _maps(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
+        """The volume in the slices' contrast, seen through their profile, and its three slopes."""
+        volume, width = self._volume, (sigma, sigma, self._width)
+        if not self._same_contrast:
+            (seen,) = _sampled(ndimage.gaussian_filter(volume, width)[None], self._moved(poses))
+            volume = in_intensities_of(volume, seen, shown)
+        blurred = ndimage.gaussian_filter(volume, width)
+        return np.stack([blurred, *np.gradient(blurred)])
+
+    def _moved(self, poses: np.ndarray) -> np.ndarray:
+        """Where the pixels come to lie in the volume, shape (N, 3), by a pose for each slice."""
+        turns = Rotation.from_rotvec(poses[:, :3] / _RADIUS).as_matrix()[self._which]
+        shifts = self.center + poses[self._which, 3:]
+        return np.einsum("nij,nj->ni", turns, self._points - self.center) + shifts
+
+    def _stepped(
+        self, parameters: np.ndarray, groups: np.ndarray, shown: np.ndarray, maps: np.ndarray, step: float
+    ) -> np.ndarray:
+        moved = self._moved(parameters[groups])
+        seen, *slopes = _sampled(maps, moved)
+        slopes = np.stack(slopes, axis=1)
+        arms = moved - self.center - parameters[groups][self._which, 3:]
+        slopes = np.concatenate([np.cross(arms, slopes) / _RADIUS, slopes], axis=1)
+        brightness = np.ones(len(groups))
+        for index, part in self._parts():
+            power = float(seen[part] @ seen[part])
+            brightness[index] = max(float(seen[part] @ shown[part]) / power, 0.1) if power > 0 else 1
+        error = shown / brightness[self._which] - seen
+        scale = 1.4826 * float(np.median(np.abs(error))) + 1e-9
+        weights = np.square(np.clip(1 - np.square(error / (_OUTLYING * scale)), 0, None)) * _INDEPENDENT / scale**2
+        normals, targets = np.zeros((len(parameters), 6, 6)), np.zeros((len(parameters), 6))
+        for index, part in self._parts():
+            weighted = slopes[part].T * weights[part]
+            normals[groups[index]] += weighted @ slopes[part]
+            targets[groups[index]] += weighted @ error[part]
+        return _solved(parameters, normals, targets, step)
+
+    def _parts(self):
+        return ((index, slice(*self._bounds[index : index + 2])) for index in range(len(self._bounds) - 1))
+
+
+def _solved(parameters: np.ndarray, normals: np.ndarray, targets: np.ndarray, step: float) -> np.ndarray:
+    """Poses changed to fit the slices and, in order of acquisition, one another.
+
+    Neighbours in time are held together as if they differed by about ``step`` mm, but less the farther apart they are,
+    so that a jump may be (Cauchy weights).
+    """
+    count = len(parameters)
+    system, right = np.zeros((count, 6, count, 6)), targets.copy()
+    diagonal = np.arange(6)
+    for index in range(count):
+        system[index, :, index] = normals[index] + 1e-4 * np.eye(6)
+    for before, after in zip(range(count - 1), range(1, count), strict=True):
+        jump = parameters[before] - parameters[after]
+        weight = 1 / (step**2 + jump @ jump)
+        for here, there, sign in ((before, after, 1), (after, before, -1)):
+            system[here, diagonal, here, diagonal] += weight
+            system[here, diagonal, there, diagonal] -= weight
+            right[here] -= sign * weight * jump
+    change = np.linalg.solve(system.reshape(6 * count, -1), right.ravel()).reshape(count, 6)
+    longest = np.maximum(np.abs(change).max(axis=1, keepdims=True), 1e-9)
+    return parameters + change * np.minimum(1, _LONGEST_STEP / longest)
+
+
+def _likeliest_order(poses: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
+    """The order of acquisition that makes the path shortest on which the poses of slices lie, shape (count,), from 0.
+
+    Args:
+        poses: of the slices ``indices``, shape (len(indices), 6).
+    """
+
+    def order(interleaving: int) -> np.ndarray:
+        return np.argsort(np.concatenate([np.arange(first, count, interleaving) for first in range(interleaving)]))
+
+    def path(interleaving: int) -> float:
+        in_time = poses[np.argsort(order(interleaving)[indices])]
+        # The median: a path may have jumps.
+        return float(np.median(np.linalg.norm(np.diff(in_time, axis=0), axis=1))) if len(poses) > 1 else 0.0
+
+    likeliest = 1
+    for interleaving in _INTERLEAVINGS:
+        if path(interleaving) < _SURELY * path(likeliest):
+            likeliest = interleaving
+    return order(likeliest)
+
+
+def _sampled(volumes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Tri-linear values of volumes (C, X, Y, Z) at points (N, 3) in voxels, shape (C, N); beyond the edge, the edge's.
+
+    """
+    grid = (2 * points / (np.array(volumes.shape[1:]) - 1) - 1)[None, None, None, :, ::-1]
+    grid, volumes = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in (grid, volumes))
+    values = functional.grid_sample(volumes[None], grid, padding_mode="border", align_corners=True)
+    return values[0, :, 0, 0].numpy().astype(float)
