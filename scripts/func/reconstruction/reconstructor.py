@@ -6,23 +6,24 @@ made to agree with the measured slices; and it is put back where the user wants 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
 import torch
 
-from func.errors import BabyAIError, collect_warnings
+from func.errors import BabyAIError, collect_warnings, warn
 from func.networks.compact import MULTIPLE
 from func.networks.devices import choose_device
 from func.networks.guidance import network_inputs
 from func.networks.patches import count_patches, run_patches
 from func.networks.weights import Weights
-from func.reconstruction.acquired import AcquiredCase, RawSettings
+from func.reconstruction.acquired import RawSettings
 from func.reconstruction.consistency import HEAD, agree_with_slices
 from func.reconstruction.head import MARGIN, Head
 from func.reconstruction.on_grid import case_on_grid
+from func.reconstruction.together import PlacedStack, Together
 from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
 from func.scans.head import box_around
@@ -116,12 +117,60 @@ class Reconstructor:
                 result = self._reconstruct(case, raw)
         return replace(result, warnings=tuple(warnings))
 
+    def reconstruct_together(self, cases: Sequence[Case], raw: RawSettings) -> Reconstruction:
+        """Reconstruct one isotropic T2w from several stacks of an infant as they were acquired.
+
+        Args:
+            cases: the stacks, of any planes, thicknesses and fields of view, each with the same T1w, or all without
+                one: then they are joined by registration and agreement alone, and nothing is inferred.
+            raw: how to reconstruct; the result has the frame and the intensities of the first stack.
+
+        Raises:
+            BabyAIError: as :meth:`reconstruct`.
+        """
+        with collect_warnings() as warnings:
+            if self.weights.recipe == "babyai":
+                raise BabyAIError("The published weights take one T2w on the atlas grid; leave out --weights babyai.")
+            stopwatch = Stopwatch()
+            stacks = [PlacedStack.of(case, raw) for case in cases]
+            result = self._put_together(stacks, raw, stopwatch)
+        return replace(result, warnings=tuple(warnings))
+
+    def _put_together(self, stacks: list[PlacedStack], raw: RawSettings, stopwatch: Stopwatch) -> Reconstruction:
+        """Several stacks, or one whose slices moved."""
+        stopwatch.lap("Registration")
+        together = Together(stacks, raw)
+        infers = together.t1 is not None
+        if not infers:
+            warn("Without a T1w nothing was inferred: the stacks were registered to each other and joined.")
+        if self.uncertainty:
+            warn("There is no uncertainty for stacks put together or moving slices: none was calibrated for them.")
+        if together.moved:
+            volume = together.first_volume()
+            stopwatch.lap("Motion")
+        else:
+            volume = None
+        estimate = together.estimate(self.propose if infers else None, volume)
+        stopwatch.lap("Network")
+        volume = together.agreed(estimate)
+        stopwatch.lap("Consistency")
+        image = together.image(volume)
+        stopwatch.lap("Result")
+        report = {**together.report(volume), "Seconds": stopwatch.seconds, "Computed": self._computed()}
+        return Reconstruction(image, report, residual=together.residual_image(volume))
+
     def _reconstruct(self, case: Case, raw: RawSettings | None) -> Reconstruction:
         """The one path: working grid, network, agreement with the slices, and back."""
         stopwatch = Stopwatch()
-        working = AcquiredCase(case, raw) if raw else case_on_grid(case)
+        if raw:
+            stack = PlacedStack.of(case, raw)
+            if stack.motion:
+                return self._put_together([stack], raw, stopwatch)
+            working, head = stack.working, stack.head
+        else:
+            working = case_on_grid(case)
+            head = Head.of(working)
         stopwatch.lap("WorkingGrid")
-        head = Head.of(working)
         inputs = network_inputs(head.t1, head.t2, head.slices, head.geometry)
         stopwatch.lap("Preparation")
         estimates = self.propose(inputs)

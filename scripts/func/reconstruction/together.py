@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from scipy import ndimage
 
-from func.errors import BabyAIError, warn
+from func.errors import warn
 from func.networks.guidance import network_inputs
 from func.reconstruction.acquired import AcquiredCase, RawSettings
 from func.reconstruction.consistency import HEAD, noise_of
@@ -47,8 +47,8 @@ class PlacedStack:
         head: what the network sees of it.
         affine: voxel of the head's arrays -> world mm of the stack.
         to_stack: world mm of the common frame -> world mm of the stack.
-        motion: of its slices; None where the head lay still.
-        searched: whether motion was looked for.
+        motion: of its slices; None where the head is taken to have lain still.
+        searched: the motion that was found, however little; None where it was not looked for.
         brightness: what its network units are multiplied by to be those of the first stack.
         kept: shape (count,), False for slices that are left out.
     """
@@ -102,9 +102,25 @@ class PlacedStack:
         slices = (self.brightness * slices).astype(np.float32)
         return Stack(slices, affine, thickness, self.head.geometry.profile, self.poses, self.kept)
 
-    def seen_in(self, image: nib.Nifti1Image) -> np.ndarray:
-        """A volume of the common frame, in its units, where the head lay on the whole: on the head's grid."""
-        return resample(image, self.head.t2.shape, self.affine, np.linalg.inv(self.to_stack))
+    def still(self, image: nib.Nifti1Image) -> np.ndarray:
+        """A volume of the common frame where the head lay on the whole: on the head's grid, in its network units."""
+        seen = resample(image, self.head.t2.shape, self.affine, np.linalg.inv(self.to_stack))
+        return seen / np.float32(self.brightness)
+
+    def laid_upon(self, image: nib.Nifti1Image) -> PlacedStack:
+        """The stack as a whole, moved to where it fits a volume of the common frame best."""
+        together = np.zeros(self.head.geometry.count, int)
+        found = find_motion(self.still(image), self.head.slices, self.head.geometry, together, True)
+        moved = self.affine @ found.matrices[0] @ np.linalg.inv(self.affine)
+        return replace(self, to_stack=moved @ self.to_stack)
+
+    def refined_upon(self, image: nib.Nifti1Image, wanted: str) -> PlacedStack:
+        """The stack with each slice moved to where it fits a volume of the common frame; ``wanted``: RawSettings."""
+        order = order_of_acquisition(self.case.sidecar, self.head.geometry.count)
+        seen = self.still(image)
+        found = find_motion(seen, self.head.slices, self.head.geometry, order, True, self.motion)
+        undone = found if self.motion or found.moved or wanted == "on" else None
+        return replace(self, motion=undone, searched=self.searched or found)
 
     def brought_to(self, shape: tuple[int, int, int], affine: np.ndarray, volume: np.ndarray) -> np.ndarray:
         """A volume on the head's grid, in the first stack's units, on a grid of the common frame."""
@@ -146,22 +162,24 @@ class Together:
 
     @property
     def moved(self) -> bool:
-        return any(stack.motion for stack in self.stacks)
+        """Whether slices have places of their own, or such are still to be looked for."""
+        return any(stack.motion for stack in self.stacks) or (self.t1 is None and self.settings.motion != "off")
 
-    def estimate(self, propose: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
+    def estimate(
+        self, propose: Callable[[np.ndarray], np.ndarray] | None, volume: np.ndarray | None = None
+    ) -> np.ndarray:
         """The mean of what is made of each stack as if the head had lain still, on the common grid.
 
         Args:
             propose: the network, see :meth:`func.reconstruction.reconstructor.Reconstructor.propose`; None to up-sample
                 the stacks and infer nothing.
+            volume: :meth:`first_volume`, from which stacks that moved take the slices they would have shown.
         """
-        volume = self._first_volume() if self.moved else None
         total, weights = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
         for stack in self.stacks:
             head, slices = stack.head, stack.head.slices
-            if stack.motion:
-                still = stack.seen_in(image_of(volume, self.affine, stack.case.t2)) / np.float32(stack.brightness)
-                slices = acquire(still, head.geometry)
+            if stack.motion and volume is not None:
+                slices = acquire(stack.still(image_of(volume, self.affine, stack.case.t2)), head.geometry)
             upsampled = upsample(slices, head.geometry, head.t2.shape[2])
             if propose:
                 upsampled = propose(network_inputs(head.t1, upsampled, slices, head.geometry)).mean(axis=0)
@@ -189,6 +207,16 @@ class Together:
         matrix = np.linalg.inv(first.to_stack) if first.working.frame is None else None
         return image_of(resample(source, shape, affine, matrix), affine, source)
 
+    def residual_image(self, volume: np.ndarray) -> nib.Nifti1Image | None:
+        """What a single stack's slices show beyond the volume, in its intensities; None of several stacks."""
+        if len(self.stacks) > 1:
+            return None
+        (stack,), (view,) = self.stacks, self.views
+        slices = stack.stack(float(voxel_sizes(self.affine)[0]))
+        residual = np.zeros(slices.slices.shape, np.float32)
+        residual.ravel()[view.pixels] = view.residual(volume) * (stack.head.scale.high - stack.head.scale.low)
+        return image_of(residual, slices.affine, stack.case.t2)
+
     def report(self, volume: np.ndarray) -> dict:
         """What was found, as plain values for the JSON sidecar: of the first stack, and of each."""
         told = []
@@ -205,18 +233,16 @@ class Together:
         first = self.stacks[0].working.report | {"Checks": told[0]["Checks"], "Motion": told[0]["Motion"]}
         return first | {"Stacks": told}
 
-    def _first_volume(self) -> np.ndarray:
+    def first_volume(self) -> np.ndarray:
         """A volume that agrees with the slices in their places, without the network; refines these places as well."""
-        rounds = 1 if self.t1 else _ROUNDS
         volume = self._agreed_without_network()
-        for _ in range(rounds):
+        for number in range(1 if self.t1 else _ROUNDS):
             image = image_of(volume, self.affine, self.stacks[0].case.t2)
             for index, stack in enumerate(self.stacks):
-                if not stack.motion:
-                    continue
-                seen = stack.seen_in(image) / np.float32(stack.brightness)
-                motion = find_motion(seen, stack.head.slices, stack.head.geometry, None, True, stack.motion)
-                self.stacks[index] = replace(stack, motion=motion)
+                if self.t1 is None and number == 0:
+                    self.stacks[index] = stack.laid_upon(image) if index else stack
+                elif self.t1 is None or stack.motion:
+                    self.stacks[index] = stack.refined_upon(image, self.settings.motion)
             self._look()
             volume = self._agreed_without_network()
         return volume
@@ -227,13 +253,7 @@ class Together:
             seen = np.concatenate([view.see(t1) for view in self.views])
             start = in_intensities_of(t1, seen, np.concatenate([view.values for view in self.views]))
         else:
-            brought = [
-                stack.coverage(self.shape, self.affine)
-                * stack.brought_to(self.shape, self.affine, upsample(stack.head.slices, stack.head.geometry, stack.head.t2.shape[2]))
-                for stack in self.stacks
-            ]
-            covered = sum(stack.coverage(self.shape, self.affine).astype(np.float32) for stack in self.stacks)
-            start = sum(brought) / np.maximum(covered, 1)
+            start = self.estimate(None)
         self._weigh(start)
         return np.maximum(agree_with_stacks(start, self.views, self.dampings), 0)
 

@@ -82,9 +82,9 @@ class Motion:
 
     @property
     def path(self) -> np.ndarray:
-        """How far the head lay from its usual place in order of acquisition: three shifts, mm, and three turns, degrees.
+        """How far the head lay from its usual place, in order of acquisition, shape (groups, 6).
 
-        Shape (groups, 6), along and about the axes of the working grid.
+        Three shifts in mm along the axes of the working grid, and three turns in degrees about them.
         """
         away = np.median(self.parameters[self.groups[self.full]], axis=0) - self.parameters
         return np.column_stack([away[:, 3:], np.degrees(away[:, :3] / _RADIUS)])
@@ -272,9 +272,7 @@ def _likeliest_order(poses: np.ndarray, indices: np.ndarray, count: int) -> np.n
 
 
 def _sampled(volumes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Tri-linear values of volumes (C, X, Y, Z) at points (N, 3) in voxels, shape (C, N); beyond the edge, the edge's.
-
-    """
+    """Tri-linear values (C, N) of volumes (C, X, Y, Z) at points (N, 3) in voxels; beyond the edge, the edge's."""
     grid = (2 * points / (np.array(volumes.shape[1:]) - 1) - 1)[None, None, None, :, ::-1]
     grid, volumes = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in (grid, volumes))
     values = functional.grid_sample(volumes[None], grid, padding_mode="border", align_corners=True)

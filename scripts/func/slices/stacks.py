@@ -59,7 +59,8 @@ class StackView:
             be larger than the pixels.
 
     Attributes:
-        values: what the stack shows at the pixels that count, shape (N,).
+        pixels: which of the stack's pixels count, as indices of the flattened slices, shape (N,).
+        values: what the stack shows there, shape (N,).
         slice_of: the slice that each of them belongs to, shape (N,).
     """
 
@@ -67,24 +68,24 @@ class StackView:
         self.shape = tuple(shape)
         offsets, shares = _profile_samples(stack.thickness, stack.profile)
         offsets = offsets / voxel_sizes(stack.affine)[2]
-        pixels = np.indices(stack.slices.shape[:2]).reshape(2, -1).T
-        rows, columns, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+        plane = np.indices(stack.slices.shape[:2]).reshape(2, -1).T
+        pixels, columns, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
         for index in np.flatnonzero(stack.kept):
             to_grid = np.linalg.inv(affine) @ np.linalg.inv(stack.poses[index]) @ stack.affine
-            centers = pixels @ to_grid[:3, :2].T + to_grid[:3, 2] * index + to_grid[:3, 3]
+            centers = plane @ to_grid[:3, :2].T + to_grid[:3, 2] * index + to_grid[:3, 3]
             points = centers[:, None] + offsets[:, None] * to_grid[:3, 2]
             inside = ((points >= 0) & (points < np.array(shape) - 1)).all(axis=(1, 2))
             corners, parts = _corners(points[inside], self.shape)
-            rows.append(np.flatnonzero(inside) * stack.slices.shape[2] + index)
+            pixels.append(np.flatnonzero(inside) * stack.slices.shape[2] + index)
             columns.append(corners.ravel())
             weights.append((parts * shares[:, None]).astype(np.float32).ravel())
-        seen = np.concatenate(rows)
-        starts = np.arange(len(seen) + 1) * 8 * len(offsets)
+        self.pixels = np.concatenate(pixels)
+        starts = np.arange(len(self.pixels) + 1) * 8 * len(offsets)
         self._matrix = sparse.csr_matrix(
-            (np.concatenate(weights), np.concatenate(columns), starts), (len(seen), int(np.prod(shape)))
+            (np.concatenate(weights), np.concatenate(columns), starts), (len(self.pixels), int(np.prod(shape)))
         )
-        self.values = stack.slices.ravel()[seen].astype(np.float32)
-        self.slice_of = seen % stack.slices.shape[2]
+        self.values = stack.slices.ravel()[self.pixels].astype(np.float32)
+        self.slice_of = self.pixels % stack.slices.shape[2]
 
     def see(self, volume: np.ndarray) -> np.ndarray:
         """A x: the pixels, shape (N,), of a volume on the grid."""

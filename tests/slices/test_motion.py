@@ -1,0 +1,86 @@
+"""Motion is found from the slices, and none where there is none."""
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+
+from func.slices.geometry import SliceGeometry
+from func.slices.motion import find_motion, order_of_acquisition
+from stacks_for_tests import AFFINE, SHAPE, rigid, scanned, small_head
+
+COUNT, THICKNESS = 16, 3.0
+ORDER = np.argsort(np.concatenate([np.arange(0, COUNT, 2), np.arange(1, COUNT, 2)]))  # odd slices after even ones
+GEOMETRY = SliceGeometry(2, THICKNESS, THICKNESS, (SHAPE[2] - 1) / 2 - (COUNT - 1) / 2 * THICKNESS, COUNT)
+
+
+@pytest.fixture(scope="module")
+def head():
+    return small_head()
+
+
+def measured(t2, poses=None):
+    return np.asarray(scanned(t2, 2, THICKNESS, COUNT, poses=poses).dataobj)
+
+
+def jumping() -> np.ndarray:
+    """A head that jumps while the fifth of the odd slices is acquired, after all of the even ones."""
+    jump = rigid((2, -3, 2.5), (1.5, -1.0, 2.0))
+    return np.array([jump if time >= 12 else np.eye(4) for time in ORDER])
+
+
+def errors(motion, poses, t1) -> np.ndarray:
+    """How far off the places are that were found, mm: the mean over the head, for each slice that shows enough."""
+    points = apply_affine(AFFINE, np.argwhere(np.asarray(t1.dataobj) > 0)[::97])
+    found = AFFINE @ motion.matrices @ np.linalg.inv(AFFINE)
+    away = [apply_affine(np.linalg.inv(true) @ one, points) - points for true, one in zip(poses, found, strict=True)]
+    return np.linalg.norm(away, axis=2).mean(axis=1)[motion.full]
+
+
+def test_a_jump_in_mid_stack_is_found_with_the_t1(head):
+    """And so is the order of acquisition, and with it the place of slices that show little."""
+    t1, t2 = head
+    poses = jumping()
+    motion = find_motion(np.asarray(t1.dataobj), measured(t2, poses), GEOMETRY)
+    assert motion.moved
+    np.testing.assert_array_equal(motion.groups, ORDER)
+    before = errors(find_motion(np.asarray(t1.dataobj), measured(t2), GEOMETRY), poses, t1)
+    assert before.max() > 3
+    assert np.quantile(errors(motion, poses, t1), 0.9) < 0.6
+    jumped = np.linalg.norm(motion.path[-1, :3] - motion.path[0, :3])
+    assert jumped == pytest.approx(np.linalg.norm([1.5, -1, 2]), abs=0.6)
+
+
+def test_the_same_contrast_refines(head):
+    t1, t2 = head
+    poses = jumping()
+    slices = measured(t2, poses)
+    rough = find_motion(np.asarray(t1.dataobj), slices, GEOMETRY)
+    fine = find_motion(np.asarray(t2.dataobj), slices, GEOMETRY, same_contrast=True, start=rough)
+    assert errors(fine, poses, t1).mean() < errors(rough, poses, t1).mean()
+    assert errors(fine, poses, t1).max() < 0.3
+
+
+def test_a_head_that_lay_still_has_not_moved(head):
+    t1, t2 = head
+    motion = find_motion(np.asarray(t1.dataobj), measured(t2), GEOMETRY)
+    assert not motion.moved and motion.spread < 0.4
+
+
+def test_a_stack_can_be_moved_as_a_whole(head):
+    t1, t2 = head
+    pose = rigid((0, 2, -1), (0.5, 1.0, -1.0))
+    slices = measured(t2, np.repeat(pose[None], COUNT, axis=0))
+    motion = find_motion(np.asarray(t2.dataobj), slices, GEOMETRY, np.zeros(COUNT, int), same_contrast=True)
+    assert len(motion.parameters) == 1
+    assert errors(motion, np.repeat(pose[None], COUNT, axis=0), t1).max() < 0.15
+
+
+def test_the_order_of_acquisition_is_read_from_the_sidecar():
+    timing = {"SliceTiming": [0.0, 1.5, 0.5, 2.0, 1.0, 2.5]}
+    np.testing.assert_array_equal(order_of_acquisition(timing, 6), [0, 3, 1, 4, 2, 5])
+    backwards = timing | {"SliceEncodingDirection": "k-"}
+    np.testing.assert_array_equal(order_of_acquisition(backwards, 6), [5, 2, 4, 1, 3, 0])
+    together = {"SliceTiming": [0, 1, 2, 0, 1, 2]}
+    np.testing.assert_array_equal(order_of_acquisition(together, 6), [0, 1, 2, 0, 1, 2])
+    for bad in ({}, {"SliceTiming": [0, 1]}, {"SliceTiming": "none"}, {"SliceTiming": [0, None, 1, 2, 3, 4]}):
+        assert order_of_acquisition(bad, 6) is None

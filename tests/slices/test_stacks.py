@@ -1,0 +1,85 @@
+"""What stacks see of a common volume, and the volume that agrees with them."""
+
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine, from_matvec
+from scipy.spatial.transform import Rotation
+
+from func.slices.stacks import Stack, StackView, agree_with_stacks, outlying_slices
+from stacks_for_tests import rigid, stack_affine
+
+GRID = (24, 30, 27)
+GRID_AFFINE = from_matvec(Rotation.from_rotvec([0.2, -0.1, 0.3]).as_matrix() @ np.diag([-1.1, 0.9, 1.3]), [8, -16, -15])
+
+
+def moving(count: int) -> np.ndarray:
+    random = np.random.default_rng(1)
+    return np.array([rigid(random.normal(0, 4, 3), random.normal(0, 2, 3)) for _ in range(count)])
+
+
+def some_stack(profile="box", poses=None, left_handed=True, count=5) -> Stack:
+    """An oblique stack of 12 x 14 pixels, 3 mm thick and 3.6 mm apart, around the origin."""
+    _, affine = stack_affine(2, 3.6, count, tilt=(10, -20, 5), left_handed=left_handed)
+    affine = affine @ from_matvec(np.eye(3), [22, 25, 0])
+    slices = np.random.default_rng(0).uniform(0, 1, (12, 14, count)).astype(np.float32)
+    poses = np.repeat(np.eye(4)[None], count, axis=0) if poses is None else poses
+    return Stack(slices, affine, 3.0, profile, poses, np.ones(count, bool))
+
+
+@pytest.mark.parametrize("profile", ["box", "gaussian", "point"])
+@pytest.mark.parametrize("poses", [None, moving(5)], ids=["still", "moving"])
+def test_the_adjoint_is_exact(profile, poses):
+    """<Ax, y> = <x, A'y> on an oblique, left-handed, anisotropic grid."""
+    view = StackView(some_stack(profile, poses), GRID, GRID_AFFINE)
+    random = np.random.default_rng(2)
+    x, y = random.normal(size=GRID), random.normal(size=len(view.values))
+    assert len(y) > 400
+    assert np.vdot(view.see(x), y) == pytest.approx(np.vdot(x, view.adjoint(y)), rel=1e-4)
+
+
+@pytest.mark.parametrize("profile", ["box", "gaussian", "point"])
+def test_a_pixel_shows_what_lay_there(profile):
+    """Of a volume that is linear in world mm a pixel shows the value at its centre, where the head then lay."""
+    poses = moving(5)
+    stack = some_stack(profile, poses)
+    view = StackView(stack, GRID, GRID_AFFINE)
+    slope = np.array([0.3, -0.7, 0.5])
+    volume = apply_affine(GRID_AFFINE, np.stack(np.indices(GRID), axis=-1)) @ slope
+    pixels = np.stack(np.unravel_index(view.pixels, stack.slices.shape), axis=-1)
+    lay = [
+        apply_affine(np.linalg.inv(poses[k]) @ stack.affine, pixel)
+        for k, pixel in zip(view.slice_of, pixels, strict=True)
+    ]
+    np.testing.assert_allclose(view.see(volume), np.array(lay) @ slope, atol=2e-4)
+    np.testing.assert_array_equal(view.values, stack.slices.ravel()[view.pixels])
+
+
+def test_slices_left_out_are_not_seen():
+    stack = some_stack()
+    stack.kept[2] = False
+    assert set(StackView(stack, GRID, GRID_AFFINE).slice_of) == {0, 1, 3, 4}
+
+
+def test_a_volume_is_made_to_agree_as_far_as_damping_lets_it():
+    """Against the same problem solved with dense matrices."""
+    views = [
+        StackView(some_stack(profile, poses, count=3), GRID, GRID_AFFINE)
+        for profile, poses in (("box", None), ("point", moving(3)))
+    ]
+    start = np.random.default_rng(3).uniform(0, 1, GRID).astype(np.float32)
+    dampings = (0.5, 2.0)
+    found = agree_with_stacks(start, views, dampings, steps=200)
+    rows = np.concatenate([view._matrix.toarray() / np.sqrt(d) for view, d in zip(views, dampings, strict=True)])
+    rest = np.concatenate([view.residual(start) / np.sqrt(d) for view, d in zip(views, dampings, strict=True)])
+    change = rows.T @ np.linalg.solve(rows @ rows.T + np.eye(len(rows)), rest)
+    np.testing.assert_allclose((found - start).ravel(), change, atol=0.01 * np.abs(change).max())
+
+
+def test_a_slice_that_fits_nowhere_is_told():
+    stack = some_stack(count=9)
+    view = StackView(stack, (24, 30, 60), GRID_AFFINE @ from_matvec(np.eye(3), [0, 0, -16]))
+    residual = np.random.default_rng(4).normal(0, 0.05, len(view.values))
+    residual[view.slice_of == 6] *= 6
+    assert np.flatnonzero(outlying_slices(residual, view, 9, 0.02)).tolist() == [6]
+    residual[view.slice_of == 6] /= 6
+    assert not outlying_slices(residual, view, 9, 0.02).any()
