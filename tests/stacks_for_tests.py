@@ -8,14 +8,22 @@ from scipy.spatial.transform import Rotation
 
 from func.phantom import infant_brain
 
-SHAPE = (56, 64, 56)
-AFFINE = from_matvec(np.eye(3), [-27.5, -31.5, -27.5])
+SHAPE = (80, 92, 80)
+AFFINE = from_matvec(np.eye(3), -(np.array(SHAPE) - 1) / 2)
+_SHRUNK = 1.7
 
 
 def small_head() -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
-    """T1w and T2w of a phantom of 2.6 mm voxels called 1 mm, so that a whole head fits a small grid."""
-    phantom = infant_brain(shape=SHAPE, affine=from_matvec(2.6 * np.eye(3), AFFINE[:3, 3] * 2.6), age_months=3)
-    return tuple(nib.Nifti1Image(np.asarray(scan.dataobj, np.float32), AFFINE) for scan in (phantom.t1, phantom.t2))
+    """A T2w of a phantom of 1.7 mm voxels called 1 mm, so that a whole head fits a small grid, and a T1w.
+
+    The T1w is the T2w in opposite contrast, as an adult's is nearly.
+    """
+    center = np.array([0, -4, 7])
+    affine = from_matvec(_SHRUNK * np.eye(3), _SHRUNK * AFFINE[:3, 3] + center)
+    phantom = infant_brain(shape=SHAPE, affine=affine, age_months=3)
+    t2 = np.asarray(phantom.t2.dataobj, np.float32)
+    t1 = np.where(t2 > 0, 1000 * (1.3 - np.minimum(t2 / t2.max(), 1)) ** 1.5, 0).astype(np.float32)
+    return nib.Nifti1Image(t1, AFFINE), nib.Nifti1Image(t2, AFFINE)
 
 
 def rigid(turn: tuple = (0, 0, 0), shift: tuple = (0, 0, 0)) -> np.ndarray:
@@ -23,12 +31,14 @@ def rigid(turn: tuple = (0, 0, 0), shift: tuple = (0, 0, 0)) -> np.ndarray:
     return from_matvec(Rotation.from_rotvec(np.deg2rad(turn)).as_matrix(), shift)
 
 
-def stack_affine(axis: int, spacing: float, count: int, tilt: tuple = (0, 0, 0), left_handed: bool = False):
-    """Voxel -> world of a stack of 1 mm pixels through the middle of the head, tilted by degrees about the axes."""
+def stack_affine(axis: int, spacing: float, count: int, tilt=(0, 0, 0), left_handed: bool = False, shape=None):
+    """Shape and affine of a stack of 1 mm pixels around the origin, tilted by degrees about the axes.
+
+    ``shape``: of its slices; those of the head by default.
+    """
     sizes = np.ones(3)
     sizes[axis] = spacing
-    shape = np.array(SHAPE)
-    shape[axis] = count
+    shape = np.insert(np.delete(SHAPE, axis) if shape is None else np.array(shape), axis, count)
     matrix = Rotation.from_rotvec(np.deg2rad(tilt)).as_matrix() @ np.diag(sizes)
     if left_handed:
         matrix[:, (axis + 1) % 3] *= -1

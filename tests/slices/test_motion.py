@@ -8,7 +8,7 @@ from func.slices.geometry import SliceGeometry
 from func.slices.motion import find_motion, order_of_acquisition
 from stacks_for_tests import AFFINE, SHAPE, rigid, scanned, small_head
 
-COUNT, THICKNESS = 16, 3.0
+COUNT, THICKNESS = 20, 3.5
 ORDER = np.argsort(np.concatenate([np.arange(0, COUNT, 2), np.arange(1, COUNT, 2)]))  # odd slices after even ones
 GEOMETRY = SliceGeometry(2, THICKNESS, THICKNESS, (SHAPE[2] - 1) / 2 - (COUNT - 1) / 2 * THICKNESS, COUNT)
 
@@ -25,7 +25,7 @@ def measured(t2, poses=None):
 def jumping() -> np.ndarray:
     """A head that jumps while the fifth of the odd slices is acquired, after all of the even ones."""
     jump = rigid((2, -3, 2.5), (1.5, -1.0, 2.0))
-    return np.array([jump if time >= 12 else np.eye(4) for time in ORDER])
+    return np.array([jump if time >= 14 else np.eye(4) for time in ORDER])
 
 
 def errors(motion, poses, t1) -> np.ndarray:
@@ -64,6 +64,13 @@ def test_a_head_that_lay_still_has_not_moved(head):
     t1, t2 = head
     motion = find_motion(np.asarray(t1.dataobj), measured(t2), GEOMETRY)
     assert not motion.moved and motion.spread < 0.4
+
+
+def test_places_where_the_slices_fit_no_better_are_no_motion(head):
+    """A T1w that explains little of the T2w leads astray; then the head is taken to have lain still."""
+    t2 = head[1]
+    noise = np.random.default_rng(0).uniform(0.5, 1, SHAPE).astype(np.float32) * (np.asarray(t2.dataobj) > 0)
+    assert not find_motion(noise, measured(t2), GEOMETRY).moved
 
 
 def test_a_stack_can_be_moved_as_a_whole(head):

@@ -19,9 +19,8 @@ def moving(count: int) -> np.ndarray:
 
 def some_stack(profile="box", poses=None, left_handed=True, count=5) -> Stack:
     """An oblique stack of 12 x 14 pixels, 3 mm thick and 3.6 mm apart, around the origin."""
-    _, affine = stack_affine(2, 3.6, count, tilt=(10, -20, 5), left_handed=left_handed)
-    affine = affine @ from_matvec(np.eye(3), [22, 25, 0])
-    slices = np.random.default_rng(0).uniform(0, 1, (12, 14, count)).astype(np.float32)
+    shape, affine = stack_affine(2, 3.6, count, (10, -20, 5), left_handed, shape=(12, 14))
+    slices = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
     poses = np.repeat(np.eye(4)[None], count, axis=0) if poses is None else poses
     return Stack(slices, affine, 3.0, profile, poses, np.ones(count, bool))
 

@@ -25,7 +25,7 @@ from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid, resample
 from func.slices.geometry import acquire, slices_last, upsample
-from func.slices.motion import Motion, find_motion, in_intensities_of, order_of_acquisition
+from func.slices.motion import Motion, find_motion, head_of, in_intensities_of, order_of_acquisition
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
 
 _VOXEL = 0.8  # mm: a volume is linear between voxels so small; of a 1 mm result, larger ones cost 0.3 dB
@@ -250,8 +250,9 @@ class Together:
     def _agreed_without_network(self) -> np.ndarray:
         if self.t1:
             t1 = resample(self.t1, self.shape, self.affine)
-            seen = np.concatenate([view.see(t1) for view in self.views])
-            start = in_intensities_of(t1, seen, np.concatenate([view.values for view in self.views]))
+            head = head_of(t1)
+            seen = (np.concatenate([view.see(scan) for view in self.views]) for scan in (t1, head))
+            start = in_intensities_of(t1, head, *seen, np.concatenate([view.values for view in self.views]))
         else:
             start = self.estimate(None)
         self._weigh(start)

@@ -23,10 +23,12 @@ from torch.nn import functional
 from func.networks.guidance import profile_width
 from func.slices.geometry import SliceGeometry
 
-LARGEST_STILL = 0.8  # mm, see Motion.spread: of ten still stacks 0.2 to 0.7, of six moving ones 1.0 to 1.9
+LARGEST_STILL = 0.8  # mm, see Motion.spread: of still stacks 0.1 to 0.5, of moving ones 1.0 to 2.0
+LARGEST_UNEXPLAINED = 0.85  # see Motion.unexplained: of still stacks 0.92 to 0.95, of moving ones 0.6
 
 _RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
 _STRIDE = 2  # voxels between the pixels that are looked at, in-plane
+_RIM = 3  # voxels at the head's edge that do not count against a T1w: its outline is not the T2w's
 _REACH = 4  # voxels around the head in which pixels count
 # In-plane smoothing, voxels, and how many steps are made with it; at each level the T1w takes over the slices'
 # intensities anew.
@@ -37,10 +39,12 @@ _STEP = 0.15  # mm that a head moves from one slice to the next, but for jumps
 _LOOSE_STEP = 3.0  # mm, while the order of acquisition is not known
 _LONGEST_STEP = 2.0  # mm that a pose changes at once
 _INTERLEAVINGS = (1, 2, 3, 4)
-_SURELY = 0.7  # of the path in space that of another order must be shorter
+_SURELY = 0.5  # of the path in space that of another order must be shorter
 _OUTLYING = 4.7  # robust standard deviations beyond which a pixel counts no more (Tukey)
 _FAINTEST = 0.05  # of the brightest: what is fainter is air
 _FULL = 0.5  # of the fullest slice's head: slices with less say little about motion
+_DARK = 0.02  # of the brightest: what is fainter and reaches the air is air
+_MOSTLY = 0.7  # of a pixel: so much of it must be head to tell the head's intensity
 _BINS = 64
 
 
@@ -54,12 +58,15 @@ class Motion:
         groups: shape (count,), the pose of each slice; slices that were acquired together share one.
         center: voxel that the turns are about, shape (3,).
         full: shape (count,), the slices that show enough of the head to tell its motion.
+        unexplained: what the volume does not explain of the slices in the places found, over what it does not explain
+            of them where they lie: less than 1 if they fit better there.
     """
 
     parameters: np.ndarray
     groups: np.ndarray
     center: np.ndarray
     full: np.ndarray
+    unexplained: float
 
     @property
     def matrices(self) -> np.ndarray:
@@ -77,8 +84,8 @@ class Motion:
 
     @property
     def moved(self) -> bool:
-        """Whether the head moved more than is found of one that lay still."""
-        return self.spread > LARGEST_STILL
+        """Whether the head moved more than is found of one that lay still, and its slices fit clearly better so."""
+        return self.spread > LARGEST_STILL and self.unexplained < LARGEST_UNEXPLAINED
 
     @property
     def path(self) -> np.ndarray:
@@ -126,7 +133,7 @@ def find_motion(
     fit = _Fit(volume, slices, geometry, same_contrast)
     if start is not None:
         parameters = fit.refined(start.parameters, start.groups, _FINE)
-        return Motion(parameters, start.groups, fit.center, fit.full)
+        return fit.motion(parameters, start.groups)
     if groups is None:
         each = np.arange(geometry.count)
         loose = fit.refined(np.zeros((geometry.count, 6)), each, _COARSE, _LOOSE_STEP)
@@ -134,25 +141,34 @@ def find_motion(
         parameters = loose[np.argsort(groups)]
     else:
         parameters = fit.refined(np.zeros((groups.max() + 1, 6)), groups, _COARSE)
-    return Motion(fit.refined(parameters, groups, _FINE), groups, fit.center, fit.full)
+    return fit.motion(fit.refined(parameters, groups, _FINE), groups)
 
 
-def in_intensities_of(t1: np.ndarray, seen_t1: np.ndarray, seen_t2: np.ndarray) -> np.ndarray:
+def head_of(t1: np.ndarray) -> np.ndarray:
+    """Where a T1w shows a head, float32, 0 or 1; what is dark inside of it is head as well."""
+    return ndimage.binary_fill_holes(t1 > _DARK * np.percentile(t1[t1 > 0], 99)).astype(np.float32)
+
+
+def in_intensities_of(
+    t1: np.ndarray, head: np.ndarray, seen_t1: np.ndarray, seen_head: np.ndarray, seen_t2: np.ndarray
+) -> np.ndarray:
     """A T1w with, in place of each of its values, the median of what the T2w shows where the T1w has that value.
 
     Args:
-        t1: any shape, air 0.
-        seen_t1, seen_t2: what both show at the same places, shape (N,).
+        t1: any shape.
+        head: where it shows a head (:func:`head_of`), same shape.
+        seen_t1, seen_head, seen_t2: what slices show of these, and of the T2w, at the same places, shape (N,). Places
+            that are partly air count as what is head of them shows.
     """
-    head = seen_t1 > _FAINTEST * np.percentile(seen_t1, 99)
-    if not head.any():
+    inside = seen_head > _MOSTLY
+    if not inside.any():
         return t1
-    seen_t1, seen_t2 = seen_t1[head], seen_t2[head]
+    seen_t1, seen_t2 = seen_t1[inside] / seen_head[inside], seen_t2[inside] / seen_head[inside]
     edges = np.unique(np.quantile(seen_t1, np.linspace(0, 1, _BINS + 1)))
     bins = np.clip(np.searchsorted(edges, seen_t1, side="right") - 1, 0, max(len(edges) - 2, 0))
-    medians = ndimage.median(seen_t2, bins, np.unique(bins))
-    middles = ndimage.mean(seen_t1, bins, np.unique(bins))
-    return np.interp(t1, np.concatenate([[0], middles]), np.concatenate([[0], medians])).astype(np.float32)
+    used = np.unique(bins)
+    middles, medians = ndimage.mean(seen_t1, bins, used), ndimage.median(seen_t2, bins, used)
+    return (head * np.interp(t1, middles, medians)).astype(np.float32)
 
 
 class _Fit:
@@ -161,17 +177,36 @@ class _Fit:
     def __init__(self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, same_contrast: bool) -> None:
         self._volume, self._slices, self._same_contrast = volume, slices, same_contrast
         self._width = profile_width(geometry)
+        self._head = None if same_contrast else head_of(volume)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
         self.center = np.array(ndimage.center_of_mass(head))
         planes = np.clip(np.rint(geometry.centers).astype(int), 0, volume.shape[2] - 1)
-        around = ndimage.binary_dilation(head, iterations=_REACH)[::_STRIDE, ::_STRIDE, planes]
+        if same_contrast:
+            counted = ndimage.binary_dilation(head, iterations=_REACH)
+        else:
+            counted = ndimage.binary_erosion(ndimage.binary_fill_holes(head), iterations=_RIM)
+        counted = counted[::_STRIDE, ::_STRIDE, planes]
         # By slice, so that a slice's pixels lie together.
-        which, *pixels = np.nonzero(np.moveaxis(around, 2, 0))
+        which, *pixels = np.nonzero(np.moveaxis(counted, 2, 0))
         self._pixels, self._which = _STRIDE * np.array(pixels), which
         self._points = np.column_stack([*self._pixels, geometry.centers[which]])
         self._bounds = np.searchsorted(which, np.arange(geometry.count + 1))
         sizes = head[:, :, planes].sum(axis=(0, 1))
         self.full = sizes > _FULL * sizes.max()
+
+    def motion(self, parameters: np.ndarray, groups: np.ndarray) -> Motion:
+        """Poses, with how much better the volume explains the slices there."""
+        found, none = (self._unexplained(poses[groups]) for poses in (parameters, np.zeros_like(parameters)))
+        return Motion(parameters, groups, self.center, self.full, found / max(none, 1e-6))
+
+    def _unexplained(self, poses: np.ndarray) -> float:
+        """Share of the slices' variance in the head that the volume, seen in these places, does not explain."""
+        sigma, _ = _FINE[-1]
+        smooth = ndimage.gaussian_filter(self._slices, (sigma, sigma, 0))
+        shown = smooth[self._pixels[0], self._pixels[1], self._which]
+        (seen,) = _sampled(self._maps(poses, shown, sigma)[:1], self._moved(poses))
+        head = seen > _FAINTEST * seen.max()
+        return 1 - float(np.corrcoef(seen[head], shown[head])[0, 1]) ** 2
 
     def refined(
         self, parameters: np.ndarray, groups: np.ndarray, levels: tuple[tuple[float, int], ...], step: float = _STEP
@@ -189,8 +224,8 @@ class _Fit:
         """The volume in the slices' contrast, seen through their profile, and its three slopes."""
         volume, width = self._volume, (sigma, sigma, self._width)
         if not self._same_contrast:
-            (seen,) = _sampled(ndimage.gaussian_filter(volume, width)[None], self._moved(poses))
-            volume = in_intensities_of(volume, seen, shown)
+            blurred = np.stack([ndimage.gaussian_filter(scan, width) for scan in (volume, self._head)])
+            volume = in_intensities_of(volume, self._head, *_sampled(blurred, self._moved(poses)), shown)
         blurred = ndimage.gaussian_filter(volume, width)
         return np.stack([blurred, *np.gradient(blurred)])
 
@@ -213,7 +248,9 @@ class _Fit:
             power = float(seen[part] @ seen[part])
             brightness[index] = max(float(seen[part] @ shown[part]) / power, 0.1) if power > 0 else 1
         error = shown / brightness[self._which] - seen
-        scale = 1.4826 * float(np.median(np.abs(error))) + 1e-9
+        # Where both are air they agree, which tells nothing of how well they do in the head.
+        head = (seen > _FAINTEST * seen.max()) | (shown > _FAINTEST * shown.max())
+        scale = 1.4826 * float(np.median(np.abs(error[head]))) + 1e-9
         weights = np.square(np.clip(1 - np.square(error / (_OUTLYING * scale)), 0, None)) * _INDEPENDENT / scale**2
         normals, targets = np.zeros((len(parameters), 6, 6)), np.zeros((len(parameters), 6))
         for index, part in self._parts():
