@@ -9,6 +9,10 @@ raw scans, whatever their orientation, voxel size and slice thickness, to the T1
     python scripts/inference.py --t1 sub-01_T1w.nii.gz --t2 sub-01_T2w.nii.gz --output sub-01_desc-isotropic_T2w.nii.gz
     python scripts/inference.py --data-dir RAW --output-dir RESULTS --space 1mm
 
+several T2w stacks of one infant, in any planes, to one result: name all of them after --t2, or in a folder
+
+    python scripts/inference.py --data-dir RAW --output-dir RESULTS --space 1mm --stacks together
+
 Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
@@ -25,11 +29,11 @@ from tqdm import tqdm
 from func.commands import Tally, add_overwrite, add_t1w_filter, run_to_the_end, script_parser
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
-from func.scans.bids import Pair, find_pairs, find_t2w_alone, result_path, stem_of
-from func.scans.case import Case, check_grids, read_case
+from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
+from func.scans.case import Case, check_grids, read_cases
 from func.scans.dicom import source_name
 from func.scans.hub import commit_of, find_weights
-from func.scans.provenance import differences, digest, inputs_of
+from func.scans.provenance import differences, digest, fingerprint, inputs_of
 from func.training.splits import add_split, wanted_subjects
 
 # Edit these, or override them on the command line.
@@ -43,6 +47,8 @@ SPACE = None  # 1mm, t1 or t2: DATA_DIR holds raw scans, to be registered; None:
 VOXEL_SIZE = 1.0  # mm, or in-plane for the T2w's own: of the result of raw scans
 MIN_SIMILARITY = None  # of registered raw scans; None: only failed registrations are refused
 WITHOUT_T1W = False  # reconstruct the T2w in DATA_DIR alone, where there is no T1w to guide it
+MOTION = "auto"  # raw scans: auto, on or off: whether each slice gets a place of its own
+STACKS = "separate"  # raw scans in DATA_DIR: separate, or together to one result for each session
 OVERWRITE = False
 REPORT = True  # report.html and figures beside the results
 UNCERTAINTY = False  # also write where not to trust each result; four runs of the network
@@ -88,11 +94,16 @@ def made_with(pair: Pair, weights: Path, arguments: argparse.Namespace) -> dict:
     """Entries of a result's JSON sidecar: all that decides what it is."""
     settings = {"Device": arguments.device, "Precision": arguments.precision, "Uncertainty": arguments.uncertainty}
     if arguments.space:
-        settings |= {"Space": arguments.space, "VoxelSize": arguments.voxel_size, **stated_slices(arguments)}
+        settings |= {"Space": arguments.space, "VoxelSize": arguments.voxel_size, "Motion": arguments.motion}
+        settings |= stated_slices(arguments)
     used = {"Name": str(arguments.weights), "SHA256": digest(weights)}
     if commit := commit_of(weights):
         used["Commit"] = commit
-    return {"Inputs": inputs_of(pair.t2, pair.t1), "Weights": used, "Settings": settings}
+    inputs = inputs_of(pair.t2, pair.t1)
+    for number, t2 in enumerate(pair.others, 2):
+        inputs |= {f"{name}{number}": value for name, value in inputs_of(t2, None).items()}
+    inputs |= {f"Mask{number}": fingerprint(mask) for number, mask in enumerate(pair.masks, 1)}
+    return {"Inputs": inputs, "Weights": used, "Settings": settings}
 
 
 def reconstruct_pairs(
@@ -130,15 +141,19 @@ def reconstruct_pairs(
 
         raw = raw_settings(arguments)
         reconstructor = Reconstructor(weights, arguments.device, arguments.precision, arguments.uncertainty, progress)
-        for pair, reading in read_ahead(todo, read_case):
+        for pair, reading in read_ahead(todo, read_cases):
             try:
-                case = reading.result()
+                case, *others = reading.result()
                 if raw:
-                    case = with_stated_slices(case, arguments)
+                    case, *others = (with_stated_slices(stack, arguments) for stack in (case, *others))
                 else:
                     check_grids(case, atlas=weights.recipe == "babyai")
                 with report_out_of_memory(pair.name):
-                    result = reconstructor.reconstruct(case, raw)
+                    if others:
+                        result = reconstructor.reconstruct_together([case, *others], raw)
+                    else:
+                        result = reconstructor.reconstruct(case, raw)
+                case = replace(case, warnings=(*case.warnings, *(told for stack in others for told in stack.warnings)))
                 making = made_with(pair, weights_path, arguments)
                 making["Weights"]["Recipe"] = weights.recipe
                 writer.submit(pair, save_result, pair, todo[pair], case, result, making, arguments, reporter)
@@ -176,7 +191,9 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
         BabyAIError: there is no such folder, nothing in it, or two results would go to one place.
     """
     if arguments.t2:
-        return {Pair("", arguments.t1, arguments.t2, stem_of(arguments.t2)): arguments.output}
+        first, *others = arguments.t2
+        pair = Pair("", arguments.t1, first, stem_of(first), others=tuple(others), masks=tuple(arguments.mask or ()))
+        return {pair: arguments.output}
     if arguments.without_t1w:
         pairs, errors = find_t2w_alone(arguments.data_dir)
     else:
@@ -188,6 +205,8 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
             f"None of the subjects of the part {arguments.part} of {arguments.split} has scans below "
             f"{arguments.data_dir}; name another folder, or another part."
         )
+    if arguments.stacks == "together":
+        pairs = put_together(pairs)
     part, count = arguments.shard
     pairs, errors = pairs[part::count], errors[part::count]
     if not pairs and not errors:
@@ -205,8 +224,8 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
 
 
 def named_sources(pair: Pair, arguments: argparse.Namespace) -> list[str]:
-    """T2w and T1w as a result's sidecar names them: relative to the data folder, in a BIDS dataset as BIDS URIs."""
-    paths = [path for path in (pair.t2, pair.t1) if path]
+    """T2w stacks and T1w as a sidecar names them: relative to the data folder, in a BIDS dataset as BIDS URIs."""
+    paths = [path for path in (*pair.stacks, pair.t1) if path]
     if arguments.t2:
         return [source_name(path) for path in paths]
     prefix = "bids:raw:" if arguments.bids else ""
@@ -241,7 +260,7 @@ def raw_settings(arguments: argparse.Namespace):
 
     if not arguments.space:
         return None
-    return RawSettings(arguments.space, arguments.voxel_size, arguments.min_similarity)
+    return RawSettings(arguments.space, arguments.voxel_size, arguments.min_similarity, arguments.motion)
 
 
 def start_report(arguments: argparse.Namespace):
@@ -303,8 +322,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument(
         "--t2",
         type=Path,
+        nargs="+",
         help="thick-slice T2w scan: a NIfTI file, with its JSON sidecar beside it if there is one, or a folder of DICOM"
-        " files (of several series in it, one is chosen as in DICOM#5)",
+        " files (of several series in it, one is chosen as in DICOM#5); of several stacks, in any planes, one result is"
+        " made, in the intensities of the first",
+    )
+    one.add_argument(
+        "--mask",
+        type=Path,
+        nargs="+",
+        help="where the head is in each of the --t2, such as a fetus's; elsewhere is air",
     )
     one.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
     one.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
@@ -329,6 +356,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=MIN_SIMILARITY,
         metavar="S",
         help="refuse T1w and T2w that are less similar once registered (default: refuse only failed registrations)",
+    )
+    raw.add_argument(
+        "--motion",
+        choices=("auto", "on", "off"),
+        default=MOTION,
+        help="whether each slice gets a place of its own: where the head clearly moved, always, or never "
+        "(default: %(default)s)",
+    )
+    raw.add_argument(
+        "--stacks",
+        choices=("separate", "together"),
+        default=STACKS,
+        help="in a folder: a result for each T2w stack, or one for all of a session (default: %(default)s)",
     )
     raw.add_argument("--thickness", type=positive, metavar="MM", help="slice thickness (default: sidecar, then header)")
     raw.add_argument("--spacing", type=positive, metavar="MM", help="distance of slice centres (default: header)")
@@ -384,13 +424,20 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--uncertainty was calibrated for the bundled weights, not for the published ones")
     if arguments.space and arguments.weights == "babyai":
         parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not raw ones")
+    if arguments.mask and len(arguments.mask) != len(arguments.t2 or ()):
+        parser.error("--mask needs one mask for each --t2, in the same order")
+    if arguments.stacks == "together" and not arguments.space:
+        parser.error("--stacks together is for raw scans; give --space as well")
+    if len(arguments.t2 or ()) > 1 and (arguments.residual_map or arguments.uncertainty):
+        parser.error("--residual-map and --uncertainty are for a single T2w stack")
     if not arguments.space and any((arguments.thickness, arguments.spacing, arguments.profile)):
         parser.error("--thickness, --spacing and --profile are for raw scans (--t2 and --output, or --space)")
     if arguments.residual_map and not all(one):
         parser.error("--residual-map is for one raw infant (--t2, --output)")
     if arguments.bids and not any(one) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
         parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
-    check_outputs(parser, [arguments.t1, arguments.t2], [arguments.output, arguments.residual_map])
+    inputs = [arguments.t1, *(arguments.t2 or ()), *(arguments.mask or ())]
+    check_outputs(parser, inputs, [arguments.output, arguments.residual_map])
 
 
 def check_outputs(parser: argparse.ArgumentParser, inputs: list[Path | None], outputs: list[Path | None]) -> None:

@@ -23,7 +23,7 @@ from func.reconstruction.acquired import RawSettings
 from func.reconstruction.consistency import HEAD, agree_with_slices
 from func.reconstruction.head import MARGIN, Head
 from func.reconstruction.on_grid import case_on_grid
-from func.reconstruction.together import PlacedStack, Together
+from func.reconstruction.together import PlacedStack, Together, motion_told
 from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
 from func.scans.head import box_around
@@ -167,6 +167,7 @@ class Reconstructor:
             if stack.motion:
                 return self._put_together([stack], raw, stopwatch)
             working, head = stack.working, stack.head
+            working.report["Motion"] = motion_told(stack)
         else:
             working = case_on_grid(case)
             head = Head.of(working)

@@ -23,7 +23,8 @@ from func.reconstruction.consistency import HEAD, noise_of
 from func.reconstruction.head import MARGIN, Head
 from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
-from func.scans.registration import register_rigid, resample
+from func.scans.registration import register_rigid
+from func.scans.resampling import resample
 from func.slices.geometry import acquire, slices_last, upsample
 from func.slices.motion import Motion, find_motion, head_of, in_intensities_of, order_of_acquisition
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
@@ -219,10 +220,10 @@ class Together:
 
     def report(self, volume: np.ndarray) -> dict:
         """What was found, as plain values for the JSON sidecar: of the first stack, and of each."""
-        told = []
+        told, first = [], self.stacks[0]
         for stack, view, damping, before in zip(self.stacks, self.views, self.dampings, self.before, strict=True):
             checks = {
-                "Brightness": round(1 / stack.brightness, 4),
+                "Brightness": round(stack.head.scale.high / first.head.scale.high / stack.brightness, 4),
                 "Damping": round(damping, 4),
                 "SliceResidualBefore": round(before, 6),
                 "SliceResidualAfter": round(_misfit(view, volume), 6),
@@ -230,8 +231,7 @@ class Together:
             }
             entry = {"Name": name_of(stack.case.t2), **stack.working.report, "Checks": checks}
             told.append(entry | {"Motion": motion_told(stack)})
-        first = self.stacks[0].working.report | {"Checks": told[0]["Checks"], "Motion": told[0]["Motion"]}
-        return first | {"Stacks": told}
+        return first.working.report | {"Checks": told[0]["Checks"], "Motion": told[0]["Motion"], "Stacks": told}
 
     def first_volume(self) -> np.ndarray:
         """A volume that agrees with the slices in their places, without the network; refines these places as well."""

@@ -25,7 +25,7 @@ def describe(case: Case, result: Reconstruction, sources: list[str], made_with: 
 
     Args:
         case, result: what was reconstructed, and what came of it.
-        sources: the T2w, and the T1w if there is one, as the sidecar should name them.
+        sources: the T2w stacks, and last the T1w if there is one, as the sidecar should name them.
         made_with: entries on the inputs, the weights and the settings.
     """
     quality, warnings = quality_of(case.t1, case.t2, result.report)
@@ -33,7 +33,7 @@ def describe(case: Case, result: Reconstruction, sources: list[str], made_with: 
     return {
         "Description": "Isotropic T2w scan reconstructed by BABY-AI",
         "Sources": sources,
-        "SpatialReference": sources[1 if in_t1_frame else 0],
+        "SpatialReference": sources[-1 if in_t1_frame else 0],
         "SkullStripped": is_stripped(case.t2),
         "Warnings": [*case.warnings, *result.warnings, *warnings],
         "Quality": quality,
@@ -51,7 +51,7 @@ def save(path: Path, case: Case, result: Reconstruction, sidecar: dict, residual
     """
     if result.uncertainty is not None:
         sidecar["Uncertainty"] = _save_uncertainty(path, result, sidecar)
-    if residual_map:
+    if residual_map and result.residual is not None:
         save_result(residual_map, result.residual, {"Description": "Measured slices minus the result's slices"})
     save_result(path, case.in_file_units(result.image), sidecar)
 

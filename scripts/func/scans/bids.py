@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from func.errors import BabyAIError
@@ -133,6 +133,8 @@ class Pair:
         t1, t2: the two files.
         name: the T2w file's name without extension.
         folder: the T2w file's folder, relative to the folder that was searched.
+        others: further T2w stacks of the infant, to be put together with ``t2`` to one result.
+        masks: of the head in ``t2`` and each of ``others``; none by default.
     """
 
     subject: str
@@ -140,6 +142,13 @@ class Pair:
     t2: Path
     name: str
     folder: Path = Path()
+    others: tuple[Path, ...] = ()
+    masks: tuple[Path, ...] = ()
+
+    @property
+    def stacks(self) -> tuple[Path, ...]:
+        """All T2w files."""
+        return self.t2, *self.others
 
 
 def find_pairs(data_dir: str | Path, t1w_filter: Sequence[str] = ()) -> tuple[list[Pair], list[BabyAIError]]:
@@ -310,9 +319,23 @@ def find_t2w_alone(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]
     return pairs, errors
 
 
+def put_together(pairs: Iterable[Pair]) -> list[Pair]:
+    """One pair for each session, with all of its T2w stacks; its name keeps the entities that these share."""
+    sessions: dict[tuple, list[Pair]] = {}
+    for pair in pairs:
+        sessions.setdefault((pair.subject, pair.folder, entities_of(pair.t2).get("ses"), pair.t1), []).append(pair)
+    together = []
+    for first, *others in sessions.values():
+        stems = [stem_of(pair.t2).split("_") for pair in (first, *others)]
+        name = "_".join(part for part in stems[0] if all(part in stem for stem in stems))
+        together.append(replace(first, name=name, others=tuple(pair.t2 for pair in others)))
+    return together
+
+
 def result_path(source: Pair | str | Path, output_dir: str | Path) -> Path:
     """Where the reconstruction of a T2w goes: ``desc-isotropic`` before the suffix, the pair's own subfolder kept."""
     folder = source.folder if isinstance(source, Pair) else Path()
-    stem = stem_of(source.t2 if isinstance(source, Pair) else source)
+    single = source.t2 if isinstance(source, Pair) else source
+    stem = source.name if isinstance(source, Pair) and source.others else stem_of(single)
     parts = [part for part in stem.split("_") if not part.startswith("desc-")]
     return Path(output_dir, folder, "_".join([*parts[:-1], RESULT_ENTITY, parts[-1]]) + ".nii.gz")

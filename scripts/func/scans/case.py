@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
 
-from func.errors import collect_warnings, warn
+from func.errors import BabyAIError, collect_warnings, warn
 from func.scans.bids import Pair
 from func.scans.dicom import read_scan
 from func.scans.intensity import FROM_ZERO, Level, level_of, without_spikes
@@ -18,6 +22,8 @@ from func.scans.nifti import (
     image_of,
     name_of,
 )
+
+_RIM = 3.0  # mm around a mask, in-plane
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,34 @@ def read_case(pair: Pair) -> Case:
         t1 = read_scan(pair.t1)[0] if pair.t1 else None
         case = Case.of(t1, *read_scan(pair.t2))
     return Case(case.t1, case.t2, case.sidecar, case.level, (*warnings, *case.warnings))
+
+
+def read_cases(pair: Pair) -> tuple[Case, ...]:
+    """As :func:`read_case`, for each T2w stack of a pair; what lies beyond a stack's mask is made air.
+
+    Raises:
+        BabyAIError: one of the files cannot be read, or a mask is not on its stack's grid.
+    """
+    stacks = [replace(pair, t2=t2, others=(), masks=()) for t2 in pair.stacks]
+    cases = [read_case(stack) for stack in stacks]
+    if pair.masks:
+        cases = [replace(case, t2=_masked(case.t2, mask)) for case, mask in zip(cases, pair.masks, strict=True)]
+    return tuple(cases)
+
+
+def _masked(t2: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
+    """A stack with air beyond its mask and a rim of it, in which the head may have moved."""
+    mask, _ = read_scan(path)
+    if mask.shape != t2.shape or np.abs(mask.affine - t2.affine).max() > 0.01:
+        raise BabyAIError(
+            f"The mask {path} is not on the grid of {name_of(t2)}; give a --mask for each --t2, in the same order."
+        )
+    sizes = voxel_sizes(t2.affine)
+    in_plane = sizes < sizes.max()
+    away = ndimage.distance_transform_edt(array_of(mask) <= 0, sampling=np.where(in_plane, sizes, 1e6))
+    masked = image_of(np.where(away <= _RIM, array_of(t2), 0).astype(np.float32), t2.affine, t2)
+    masked.file_map["image"].filename = t2.get_filename()
+    return masked
 
 
 def check_grids(case: Case, atlas: bool = False) -> None:

@@ -28,7 +28,7 @@ def derivative_path(pair: Pair, output_dir: str | Path) -> Path:
     """Where BIDS wants the reconstruction of a pair: ``sub-01[/ses-1]/anat/sub-01_..._desc-isotropic_T2w.nii.gz``."""
     entities = entities_of(pair.t2)
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
-    return Path(output_dir, f"sub-{entities['sub']}", *session, "anat", result_path(pair.t2, "").name)
+    return Path(output_dir, f"sub-{entities['sub']}", *session, "anat", result_path(pair, "").name)
 
 
 def derivative_paths(pairs: Iterable[Pair], output_dir: str | Path) -> dict[Pair, Path]:

@@ -1,0 +1,130 @@
+"""Several stacks, or one that moved, as one volume: on a small head, with a network that proposes what it is given."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from func.reconstruction import acquired
+from func.reconstruction.acquired import RawSettings
+from func.reconstruction.reconstructor import Reconstructor
+from func.scans.case import Case
+from func.scans.resampling import resample
+from networks_for_tests import Unchanged, weights_of
+from stacks_for_tests import rigid, scanned, small_head
+
+PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
+COUNTS = (20, 23, 20)
+THICKNESS = 4.0
+ORDER = np.argsort(np.concatenate([np.arange(0, 20, 2), np.arange(1, 20, 2)]))
+
+
+@pytest.fixture(scope="module")
+def head():
+    return small_head()
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """T1w and T2w share a world here, so that registration takes no time."""
+
+    class Registered:
+        matrix = np.eye(4)
+
+        def to_sidecar(self):
+            return {}
+
+    monkeypatch.setattr(acquired, "register_rigid", lambda *_, **__: Registered())
+    monkeypatch.setattr(acquired, "check_same_head", lambda *_, **__: None)
+
+
+def stack(head, plane, **how) -> nib.Nifti1Image:
+    axis = PLANES[plane]
+    return scanned(head[1], axis, THICKNESS, COUNTS[axis], **how)
+
+
+def together(head, stacks, t1=True, **settings):
+    cases = [Case.of(head[0] if t1 else None, one, {"SliceThickness": THICKNESS}) for one in stacks]
+    reconstructor = Reconstructor(weights_of(Unchanged()))
+    raw = RawSettings(**settings)
+    if len(cases) == 1:
+        return reconstructor.reconstruct(cases[0], raw)
+    return reconstructor.reconstruct_together(cases, raw)
+
+
+def error(result, head) -> float:
+    """Root-mean-square error 3 mm or more inside the head, over the brightest of the truth."""
+    truth = resample(head[1], result.image.shape, result.image.affine)
+    inside = ndimage.binary_erosion(truth > 0.05 * truth.max(), iterations=3)
+    return float(np.sqrt(np.mean(np.square(np.asarray(result.image.dataobj) - truth)[inside])) / truth.max())
+
+
+def left_out(result) -> list:
+    return [entry["Checks"]["SlicesLeftOut"] for entry in result.report["Stacks"]]
+
+
+def test_two_planes_are_better_than_one_and_a_factor_of_three_makes_no_difference(head):
+    axial, coronal = stack(head, "axial", tilt=(8, -5, 3)), stack(head, "coronal", left_handed=True)
+    one = error(together(head, [axial]), head)
+    both = together(head, [axial, coronal])
+    assert error(both, head) < 0.75 * one
+    brighter = nib.Nifti1Image(3 * coronal.get_fdata(dtype=np.float32), coronal.affine)
+    same = together(head, [axial, brighter])
+    np.testing.assert_allclose(error(same, head), error(both, head), rtol=0.05)
+    checks = [entry["Checks"] for entry in same.report["Stacks"]]
+    assert checks[1]["Brightness"] == pytest.approx(3, rel=0.1)
+    assert all(check["SliceResidualAfter"] < check["SliceResidualBefore"] for check in checks)
+
+
+def test_a_slab_helps_where_it_is_and_harms_nowhere(head):
+    axial = stack(head, "axial")
+    slab = scanned(head[1], 1, THICKNESS, 8)
+    one, both = (together(head, stacks) for stacks in ([axial], [axial, slab]))
+    truth = head[1].get_fdata()
+    errors = [np.square(resample(result.image, truth.shape, head[1].affine) - truth) for result in (one, both)]
+    inside = ndimage.binary_erosion(truth > 0.05 * truth.max(), iterations=3)
+    middle = np.zeros(truth.shape, bool)
+    middle[:, 34:58] = True
+    assert errors[1][inside & middle].mean() < 0.75 * errors[0][inside & middle].mean()
+    assert errors[1][inside & ~middle].mean() < 1.05 * errors[0][inside & ~middle].mean()
+
+
+def test_a_slice_that_fits_nowhere_is_left_out_and_named(head):
+    stacks = [stack(head, plane) for plane in PLANES]
+    clean = error(together(head, stacks), head)
+    spoilt = stacks[2].get_fdata(dtype=np.float32)
+    spoilt[..., 9] = np.roll(spoilt[..., 9], 14, axis=0)
+    result = together(head, [*stacks[:2], nib.Nifti1Image(spoilt, stacks[2].affine)])
+    assert left_out(result) == [[], [], [9]]
+    assert any("9 (counted from 0)" in warning for warning in result.warnings)
+    assert error(result, head) < 1.3 * clean
+
+
+def test_a_jump_in_mid_stack_is_undone(head):
+    jump = rigid((2, -3, 2.5), (1.5, -1.0, 2.0))
+    poses = np.array([jump if time >= 12 else np.eye(4) for time in ORDER])
+    moved, still = stack(head, "axial", poses=poses), stack(head, "axial")
+    off, auto, best = (
+        together(head, [one], motion=motion) for one, motion in ((moved, "off"), (moved, "auto"), (still, "auto"))
+    )
+    assert auto.report["Motion"]["Found"] and not best.report["Motion"]["Found"]
+    assert np.array(auto.report["Motion"]["Poses"]).shape == (20, 4, 4)
+    assert auto.residual.shape == moved.shape
+    assert error(auto, head) < 0.6 * error(off, head)
+    assert error(auto, head) < 1.5 * error(best, head)
+
+
+def test_a_head_that_lay_still_is_reconstructed_as_if_motion_were_not_looked_for(head):
+    still = stack(head, "axial")
+    off, auto = (together(head, [still], motion=motion) for motion in ("off", "auto"))
+    np.testing.assert_array_equal(np.asarray(off.image.dataobj), np.asarray(auto.image.dataobj))
+
+
+def test_stacks_are_joined_without_a_t1(head):
+    """One of them moved as a whole: it is registered to the first."""
+    whole = rigid((3, 2, -4), (3, -2, 4))
+    stacks = [stack(head, "axial"), stack(head, "coronal", poses=np.repeat(whole[None], COUNTS[1], axis=0))]
+    result = together(head, stacks, t1=False)
+    assert any("nothing was inferred" in warning for warning in result.warnings)
+    alone = together(head, stacks[:1], t1=False)
+    assert error(result, head) < 0.75 * error(alone, head)
