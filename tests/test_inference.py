@@ -205,6 +205,10 @@ def test_slurm_does_not_decide_what_is_done(data, infer, monkeypatch, task):
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--thickness", "-1"], "not a length"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--weights", "babyai"], "atlas grid"),
         (["--precision", "float16"], "invalid choice"),
+        (["--t2", "a.nii", "b.nii", "--mask", "m.nii", "--output", "c.nii"], "one mask for each --t2"),
+        (["--t2", "a.nii", "b.nii", "--uncertainty", "--output", "c.nii"], "a single T2w stack"),
+        (["--t2", "a.nii", "b.nii", "--output", "b.nii.gz"], "overwrite an input"),
+        (["--stacks", "together"], "raw scans"),
     ],
 )
 def test_a_wrong_call_is_told(arguments, message, capsys):
@@ -241,6 +245,64 @@ def test_a_raw_pair(data, tmp_path, stand_in_network, monkeypatch, capsys):
     (data / "sub-1" / "sub-1_T1w.nii.gz").write_bytes(b"no")
     assert inference.main(arguments) == 1
     assert "not a NIfTI file" in capsys.readouterr().err and not output.exists()
+
+
+def several_stacks(folder: Path) -> list[str]:
+    return [str(write_subject(folder, "1", seed, f"acq-{plane}_")) for seed, plane in enumerate(("axial", "coronal"))]
+
+
+@pytest.fixture
+def put_together(stand_in_network, monkeypatch):
+    """The cases, by the names of their files, that were put together, and how."""
+    asked = []
+
+    def reconstruct_together(self, cases, raw):
+        asked.append(([Path(case.t2.get_filename()).name for case in cases], raw.motion))
+        return stand_in.doubled(cases[0], raw)
+
+    reconstructor = sys.modules["func.reconstruction.reconstructor"].Reconstructor
+    monkeypatch.setattr(reconstructor, "reconstruct_together", reconstruct_together)
+    return asked
+
+
+def test_several_stacks_give_one_result(tmp_path, put_together, capsys):
+    stacks, output = several_stacks(tmp_path), tmp_path / "out.nii.gz"
+    t1 = str(tmp_path / "sub-1_T1w.nii.gz")
+    mask = np.zeros(SHAPE, np.float32)
+    mask[:4] = 1
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "mask.nii.gz")
+    masks = ["--mask", *[str(tmp_path / "mask.nii.gz")] * 2]
+    arguments = ["--t1", t1, "--t2", *stacks, *masks, "--motion", "off", "--output", str(output), "--no-report"]
+    assert inference.main(arguments) == 0
+    assert put_together == [([Path(stack).name for stack in stacks], "off")]
+    sidecar = json.loads((tmp_path / "out.json").read_text())
+    assert sidecar["Sources"] == [*stacks, t1]
+    values = nib.load(output).get_fdata()
+    assert np.count_nonzero(values[:4]) > 0.9 * values[:4].size and np.unique(values[8:]).size == 1
+    assert inference.main(arguments) == 0
+    assert "1 already there" in capsys.readouterr().out
+    write_subject(tmp_path, "1", 7, "acq-coronal_")
+    assert inference.main(arguments) == 1
+    assert "another T2w2" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_grid_is_told(tmp_path, put_together, capsys):
+    stacks = several_stacks(tmp_path)
+    nib.save(nib.Nifti1Image(np.eye(6, dtype=np.float32)[..., None].repeat(5, 2), np.eye(4)), tmp_path / "mask.nii.gz")
+    arguments = ["--t2", *stacks, "--mask", *[str(tmp_path / "mask.nii.gz")] * 2, "--output", str(tmp_path / "o.nii")]
+    assert inference.main(arguments) == 1
+    assert "give a --mask for each --t2" in capsys.readouterr().err and not put_together
+
+
+def test_the_stacks_of_a_session_together(tmp_path, infer, put_together):
+    for session in ("1", "2"):
+        several_stacks(tmp_path / "raw" / "sub-1" / f"ses-{session}")
+    arguments = ["--data-dir", str(tmp_path / "raw"), "--space", "1mm", "--no-report"]
+    assert infer(*arguments, "--stacks", "together")[0] == 0
+    assert [names for names, _ in put_together] == [["sub-1_acq-axial_T2w.nii.gz", "sub-1_acq-coronal_T2w.nii.gz"]] * 2
+    assert results(tmp_path / "out") == ["sub-1_desc-isotropic_T2w.nii.gz"] * 2
+    assert infer(*arguments)[0] == 0
+    assert len(results(tmp_path / "out")) == 6 and len(put_together) == 2
 
 
 def test_a_folder_of_raw_scans(data, tmp_path, infer, monkeypatch):

@@ -89,8 +89,8 @@ def _masked(t2: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
             f"The mask {path} is not on the grid of {name_of(t2)}; give a --mask for each --t2, in the same order."
         )
     sizes = voxel_sizes(t2.affine)
-    in_plane = sizes < sizes.max()
-    away = ndimage.distance_transform_edt(array_of(mask) <= 0, sampling=np.where(in_plane, sizes, 1e6))
+    across = sizes > 1.2 * sizes.min()
+    away = ndimage.distance_transform_edt(array_of(mask) <= 0, sampling=np.where(across, 1e6, sizes))
     masked = image_of(np.where(away <= _RIM, array_of(t2), 0).astype(np.float32), t2.affine, t2)
     masked.file_map["image"].filename = t2.get_filename()
     return masked
