@@ -278,7 +278,7 @@ def test_several_stacks_give_one_result(tmp_path, put_together, capsys):
     sidecar = json.loads((tmp_path / "out.json").read_text())
     assert sidecar["Sources"] == [*stacks, t1]
     values = nib.load(output).get_fdata()
-    assert np.count_nonzero(values[:4]) > 0.9 * values[:4].size and np.unique(values[8:]).size == 1
+    assert np.unique(values[:4]).size > 50 and np.unique(values[8:]).size == 1
     assert inference.main(arguments) == 0
     assert "1 already there" in capsys.readouterr().out
     write_subject(tmp_path, "1", 7, "acq-coronal_")
