@@ -45,7 +45,8 @@ def turned_stack(volume, axis, spacing, noise=0.0):
     order = [other for other in range(3) if other != axis] + [axis]
     volume = volume.transpose(order)
     geometry = SliceGeometry.fitting(2, volume.shape[2], spacing)
-    stack = tilted_stack(volume, geometry, TURN, noise, np.random.default_rng(0))
+    scan = torch.from_numpy(np.ascontiguousarray(volume))
+    stack = tilted_stack(scan, geometry, TURN, noise, np.random.default_rng(0)).numpy()
     return np.maximum(stack, 0).transpose(np.argsort(order)), geometry, order
 
 
