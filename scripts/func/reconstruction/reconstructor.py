@@ -154,6 +154,11 @@ class Reconstructor:
         stopwatch.lap("Network")
         volume = together.agreed(estimate)
         stopwatch.lap("Consistency")
+        if together.moved:
+            together.refine(volume)
+            stopwatch.lap("Motion")
+            volume = together.agreed(estimate)
+            stopwatch.lap("Consistency")
         image = together.image(volume)
         stopwatch.lap("Result")
         report = {**together.report(volume), "Seconds": stopwatch.seconds, "Computed": self._computed()}

@@ -34,7 +34,7 @@ _FINE_ENOUGH = 0.75  # of these voxels: smaller pixels are first brought to 1 mm
 _BRIGHT = 0.1  # network units: what is brighter tells how bright one stack is against another
 _ENOUGH = 200  # voxels in common, to tell that
 _SPARSE = 4.0  # mm between the voxels that tell it
-_ROUNDS = 3  # in which stacks without a T1w are laid upon their common volume
+_ROUNDS = 2  # in which slices are laid upon the volume that they give, and give it anew
 _LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
 
 
@@ -236,16 +236,23 @@ class Together:
     def first_volume(self) -> np.ndarray:
         """A volume that agrees with the slices in their places, without the network; refines these places as well."""
         volume = self._agreed_without_network()
-        for number in range(1 if self.t1 else _ROUNDS):
+        if self.t1 is None:
             image = image_of(volume, self.affine, self.stacks[0].case.t2)
-            for index, stack in enumerate(self.stacks):
-                if self.t1 is None and number == 0:
-                    self.stacks[index] = stack.laid_upon(image) if index else stack
-                elif self.t1 is None or stack.motion:
-                    self.stacks[index] = stack.refined_upon(image, self.settings.motion)
+            self.stacks[1:] = [stack.laid_upon(image) for stack in self.stacks[1:]]
             self._look()
             volume = self._agreed_without_network()
+        for _ in range(_ROUNDS):
+            self.refine(volume)
+            volume = self._agreed_without_network()
         return volume
+
+    def refine(self, volume: np.ndarray) -> None:
+        """Move each slice of the stacks that moved to where it fits a volume of the common grid best."""
+        image = image_of(volume, self.affine, self.stacks[0].case.t2)
+        for index, stack in enumerate(self.stacks):
+            if stack.motion or self.t1 is None:
+                self.stacks[index] = stack.refined_upon(image, self.settings.motion)
+        self._look()
 
     def _agreed_without_network(self) -> np.ndarray:
         if self.t1:
