@@ -154,7 +154,7 @@ class Together:
         self.settings = settings
         self.t1 = stacks[0].case.t1
         self.stacks = list(stacks) if self.t1 else _registered_to_first(stacks)
-        self.shape, self.affine = _common_grid(self.stacks, self.t1, settings)
+        self.shape, self.affine = _common_grid(self.stacks, self.t1)
         self._brighten()
         self.views: list[StackView] = []
         self.dampings: list[float] = []
@@ -247,11 +247,13 @@ class Together:
         return volume
 
     def refine(self, volume: np.ndarray) -> None:
-        """Move each slice of the stacks that moved to where it fits a volume of the common grid best."""
+        """Lay each slice, and each stack that lay still, where it fits a volume of the common grid best."""
         image = image_of(volume, self.affine, self.stacks[0].case.t2)
         for index, stack in enumerate(self.stacks):
             if stack.motion or self.t1 is None:
                 self.stacks[index] = stack.refined_upon(image, self.settings.motion)
+            else:
+                self.stacks[index] = stack.laid_upon(image)
         self._look()
 
     def _agreed_without_network(self) -> np.ndarray:
@@ -315,8 +317,8 @@ class Together:
 def motion_told(stack: PlacedStack) -> dict:
     """What was found of a stack's motion, as plain values for the JSON sidecar.
 
-    ``Poses`` take world mm of the common frame to where that lay while the slice was acquired; ``Path`` is, for each
-    slice, how far the head then lay from its usual place, mm along and degrees about the slices' axes.
+    ``Poses`` take world mm of the common frame to where that lay while the slice was acquired; ``Path`` is, in order
+    of acquisition, how far the head lay from its usual place, mm along and degrees about the slices' axes.
     """
     if stack.searched is None:
         return {"Searched": False}
@@ -345,12 +347,9 @@ def _registered_to_first(stacks: Sequence[PlacedStack]) -> list[PlacedStack]:
     return placed
 
 
-def _common_grid(
-    stacks: Sequence[PlacedStack], t1: nib.Nifti1Image | None, settings: RawSettings
-) -> tuple[tuple[int, int, int], np.ndarray]:
+def _common_grid(stacks: Sequence[PlacedStack], t1: nib.Nifti1Image | None) -> tuple[tuple[int, int, int], np.ndarray]:
     """Cubic voxels that hold the head, along the axes of the T1w, or without one of the first stack."""
-    wanted = [float(np.min(voxel_sizes(stack.working.result_grid[1]))) for stack in stacks[:1]]
-    voxel = min(_VOXEL, *wanted)
+    voxel = min(_VOXEL, float(voxel_sizes(stacks[0].working.result_grid[1]).min()))
     image = t1 or stacks[0].case.t2
     axes = image.affine[:3, :3] / voxel_sizes(image.affine)
     if t1:

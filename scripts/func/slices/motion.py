@@ -23,8 +23,12 @@ from torch.nn import functional
 from func.networks.guidance import profile_width
 from func.slices.geometry import SliceGeometry
 
-LARGEST_STILL = 0.8  # mm, see Motion.spread: of still stacks 0.1 to 0.5, of moving ones 1.0 to 2.0
-LARGEST_UNEXPLAINED = 0.85  # see Motion.unexplained: of still stacks 0.92 to 0.95, of moving ones 0.6
+LARGEST_STILL = (
+    0.8  # mm, see Motion.spread: of simulated stacks 0.3 to 0.9 if still, 1.4 to 2.0 if moving; real heads to 2
+)
+LARGEST_UNEXPLAINED = (
+    0.85  # see Motion.unexplained: of eight still scans 0.92 to 1.01, of two moving ones 0.60 and 0.64
+)
 
 _RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
 _STRIDE = 2  # voxels between the pixels that are looked at, in-plane
