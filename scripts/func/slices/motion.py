@@ -32,7 +32,9 @@ LARGEST_UNEXPLAINED = (
 
 _RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
 _STRIDE = 2  # voxels between the pixels that are looked at, in-plane
-_RIM = 3  # voxels at the head's edge that do not count against a T1w: its outline is not the T2w's
+_RIM = 3  # voxels at the head's edge that do not count where only its inside is followed
+# How the volume takes over the slices' contrast: it has it; by its own values; by those of the head in each voxel.
+_SAME, _WHOLE, _OF_HEAD = "same", "whole", "of the head"
 _REACH = 4  # voxels around the head in which pixels count
 # In-plane smoothing, voxels, and how many steps are made with it; at each level the T1w takes over the slices'
 # intensities anew.
@@ -134,14 +136,20 @@ def find_motion(
         same_contrast: the volume has the slices' contrast; else it is a T1w.
         start: only refine this motion.
     """
-    fit = _Fit(volume, slices, geometry, same_contrast)
+    # A T1w that is dark at its edge is best followed inside the head, one of little contrast there by its outline as
+    # well. What comes to explain the slices so much better is right.
+    fits = [_Fit(volume, slices, geometry, kind) for kind in ((_SAME,) if same_contrast else (_WHOLE, _OF_HEAD))]
+    return min((_found(fit, groups, start) for fit in fits), key=lambda motion: motion.unexplained)
+
+
+def _found(fit: _Fit, groups: np.ndarray | None, start: Motion | None) -> Motion:
+    """The motion by which one kind of likeness is greatest."""
     if start is not None:
-        parameters = fit.refined(start.parameters, start.groups, _FINE)
-        return fit.motion(parameters, start.groups)
+        return fit.motion(fit.refined(start.parameters, start.groups, _FINE), start.groups)
+    count = len(fit.full)
     if groups is None:
-        each = np.arange(geometry.count)
-        loose = fit.refined(np.zeros((geometry.count, 6)), each, _COARSE, _LOOSE_STEP)
-        groups = _likeliest_order(loose[fit.full], np.flatnonzero(fit.full), geometry.count)
+        loose = fit.refined(np.zeros((count, 6)), np.arange(count), _COARSE, _LOOSE_STEP)
+        groups = _likeliest_order(loose[fit.full], np.flatnonzero(fit.full), count)
         parameters = loose[np.argsort(groups)]
     else:
         parameters = fit.refined(np.zeros((groups.max() + 1, 6)), groups, _COARSE)
@@ -154,7 +162,12 @@ def head_of(t1: np.ndarray) -> np.ndarray:
 
 
 def in_intensities_of(
-    t1: np.ndarray, head: np.ndarray, seen_t1: np.ndarray, seen_head: np.ndarray, seen_t2: np.ndarray
+    t1: np.ndarray,
+    head: np.ndarray,
+    seen_t1: np.ndarray,
+    seen_head: np.ndarray,
+    seen_t2: np.ndarray,
+    from_zero: bool = False,
 ) -> np.ndarray:
     """A T1w with, in place of each of its values, the median of what the T2w shows where the T1w has that value.
 
@@ -163,6 +176,7 @@ def in_intensities_of(
         head: where it shows a head (:func:`head_of`), same shape.
         seen_t1, seen_head, seen_t2: what slices show of these, and of the T2w, at the same places, shape (N,). Places
             that are partly air count as what is head of them shows.
+        from_zero: what is fainter than all that is seen fades to 0, as if it were partly air.
     """
     inside = seen_head > _MOSTLY
     if not inside.any():
@@ -172,23 +186,25 @@ def in_intensities_of(
     bins = np.clip(np.searchsorted(edges, seen_t1, side="right") - 1, 0, max(len(edges) - 2, 0))
     used = np.unique(bins)
     middles, medians = ndimage.mean(seen_t1, bins, used), ndimage.median(seen_t2, bins, used)
+    if from_zero:
+        middles, medians = np.concatenate([[0], middles]), np.concatenate([[0], medians])
     return (head * np.interp(t1, middles, medians)).astype(np.float32)
 
 
 class _Fit:
     """Slices and a volume of the same head, and the poses that lay the ones where they fit the other."""
 
-    def __init__(self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, same_contrast: bool) -> None:
-        self._volume, self._slices, self._same_contrast = volume, slices, same_contrast
+    def __init__(self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, kind: str) -> None:
+        self._volume, self._slices, self._kind = volume, slices, kind
         self._width = profile_width(geometry)
-        self._head = None if same_contrast else head_of(volume)
+        self._head = head_of(volume) if kind == _OF_HEAD else (volume > 0).astype(np.float32)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
         self.center = np.array(ndimage.center_of_mass(head))
         planes = np.clip(np.rint(geometry.centers).astype(int), 0, volume.shape[2] - 1)
-        if same_contrast:
-            counted = ndimage.binary_dilation(head, iterations=_REACH)
-        else:
+        if kind == _OF_HEAD:
             counted = ndimage.binary_erosion(ndimage.binary_fill_holes(head), iterations=_RIM)
+        else:
+            counted = ndimage.binary_dilation(head, iterations=_REACH)
         counted = counted[::_STRIDE, ::_STRIDE, planes]
         # By slice, so that a slice's pixels lie together.
         which, *pixels = np.nonzero(np.moveaxis(counted, 2, 0))
@@ -199,7 +215,7 @@ class _Fit:
         self.full = sizes > _FULL * sizes.max()
 
     def motion(self, parameters: np.ndarray, groups: np.ndarray) -> Motion:
-        """Poses, with how much better the volume explains the slices there."""
+        """Poses as a motion, with how much better the volume explains the slices there."""
         found, none = (self._unexplained(poses[groups]) for poses in (parameters, np.zeros_like(parameters)))
         return Motion(parameters, groups, self.center, self.full, found / max(none, 1e-6))
 
@@ -227,9 +243,13 @@ class _Fit:
     def _maps(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
         """The volume in the slices' contrast, seen through their profile, and its three slopes."""
         volume, width = self._volume, (sigma, sigma, self._width)
-        if not self._same_contrast:
-            blurred = np.stack([ndimage.gaussian_filter(scan, width) for scan in (volume, self._head)])
-            volume = in_intensities_of(volume, self._head, *_sampled(blurred, self._moved(poses)), shown)
+        if self._kind != _SAME:
+            places = self._moved(poses)
+            (seen,) = _sampled(ndimage.gaussian_filter(volume, width)[None], places)
+            share = (seen > _FAINTEST * np.percentile(seen, 99)).astype(float)
+            if self._kind == _OF_HEAD:
+                (share,) = _sampled(ndimage.gaussian_filter(self._head, width)[None], places)
+            volume = in_intensities_of(volume, self._head, seen, share, shown, self._kind == _WHOLE)
         blurred = ndimage.gaussian_filter(volume, width)
         return np.stack([blurred, *np.gradient(blurred)])
 
