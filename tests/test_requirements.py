@@ -11,7 +11,7 @@ from conftest import REPO_ROOT
 SCRIPTS = REPO_ROOT / "scripts"
 MODULE_OF = {"jinja2": "jinja2", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
 # Not imported: run by the demo, and used by pandas for Markdown.
-COMMANDS = {"ipykernel", "nbclient", "tabulate"}
+COMMANDS = {"jupyter", "nbclient", "tabulate"}
 
 
 def pins(name: str) -> dict[str, str]:
