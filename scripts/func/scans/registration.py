@@ -5,8 +5,8 @@ climbed by BFGS at 8, 4, 2 and 1 mm. Headers are not trusted: besides the header
 heads are laid upon each other in every orientation, coarsely, and only what aligns best is refined. On three real
 infants that takes 2 to 3 s on one core and is as exact as ANTsPy (13 to 46 s) and greedy (9 to 26 s), which both leave
 a head that its header turns upside down as it is. SimpleITK (Mattes, regular steps at 2 and 1 mm), started where the
-search at 4 mm ends, comes as near to the truth (0.11 to 0.34 mm, this 0.12 to 0.36 mm; seven random starts of one trial), but takes
-3 to 5 s for what takes 0.2 to 0.35 s here.
+search at 4 mm ends, comes as near to the truth (0.11 to 0.34 mm, this 0.12 to 0.36 mm; seven random starts of one
+trial), but takes 3 to 5 s for what takes 0.2 to 0.35 s here.
 
 Matrices are 4 x 4 and map world mm (RAS+, as nibabel's affines) of the fixed image to world mm of the moving image:
 the direction in which an image is resampled, and ITK's.

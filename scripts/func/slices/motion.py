@@ -23,12 +23,10 @@ from torch.nn import functional
 from func.networks.guidance import profile_width
 from func.slices.geometry import SliceGeometry
 
-LARGEST_STILL = (
-    0.8  # mm, see Motion.spread: of simulated stacks 0.3 to 0.9 if still, 1.4 to 2.0 if moving; real heads to 2
-)
-LARGEST_UNEXPLAINED = (
-    0.85  # see Motion.unexplained: of eight still scans 0.92 to 1.01, of two moving ones 0.60 and 0.64
-)
+# Set with the same few scans in view: simulated stacks that lay still had a spread of 0.3 to 0.9 mm, real heads up to
+# 2; four still scans kept 0.92 to 0.97 of what is unexplained.
+LARGEST_STILL = 0.8  # mm, see Motion.spread
+LARGEST_UNEXPLAINED = 0.85  # see Motion.unexplained
 
 _RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
 _STRIDE = 2  # voxels between the pixels that are looked at, in-plane
