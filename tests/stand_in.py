@@ -69,6 +69,16 @@ def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
     return modules
 
 
+def put_in(monkeypatch, inference: ModuleType, reconstruct=doubled) -> None:
+    """Let a script in this process run on the stand-ins, until the test is over."""
+    for name, module in stand_in_modules(reconstruct).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    # Imported anew in the test and after it, since it keeps what it imported.
+    monkeypatch.setitem(sys.modules, "func.reports.results", None)
+    del sys.modules["func.reports.results"]
+    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(__file__))
+
+
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -37,9 +37,7 @@ def data(tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """`inference.main` on the stand-in network."""
-    for name, module in stand_in.stand_in_modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
+    stand_in.put_in(monkeypatch, inference)
     return lambda data, output, *more: inference.main(["--data-dir", str(data), "--output-dir", str(output), *more])
 
 

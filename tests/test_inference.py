@@ -31,9 +31,7 @@ AXIAL_4_MM = SliceGeometry(axis=2, thickness=4, spacing=4, first_center=2.0, cou
 
 @pytest.fixture
 def stand_in_network(monkeypatch):
-    for name, module in stand_in.stand_in_modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
+    stand_in.put_in(monkeypatch, inference)
 
 
 @pytest.fixture

@@ -23,9 +23,7 @@ VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).pa
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """Raw data of two infants, one in sessions and one in no BIDS folder, and what --bids makes of them."""
-    for name, module in stand_in.stand_in_modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
+    stand_in.put_in(monkeypatch, inference)
     raw, output = tmp_path / "raw", tmp_path / "derivatives" / "baby-ai"
     write_subject(raw / "sub-01" / "ses-1" / "anat", "01_ses-1", acq="acq-axial4mm_")
     write_subject(raw, "02", seed=1)
@@ -66,9 +64,7 @@ def test_with_maps_of_uncertainty_too(tmp_path, monkeypatch):
         result.uncertainty = case.t2
         return result
 
-    for name, module in stand_in.stand_in_modules(reconstruct).items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(inference, "find_weights", lambda choice: Path(stand_in.__file__))
+    stand_in.put_in(monkeypatch, inference, reconstruct)
     write_subject(tmp_path / "raw", "02")
     output = tmp_path / "derivatives"
     arguments = ["--data-dir", str(tmp_path / "raw"), "--output-dir", str(output), "--bids", "--uncertainty"]
