@@ -232,6 +232,8 @@ class _Fit:
         shown = smooth[self._pixels[0], self._pixels[1], self._which]
         (seen,) = _sampled(self._maps(poses, shown, sigma)[:1], self._moved(poses))
         head = seen > _FAINTEST * seen.max()
+        if head.sum() < 2:
+            return np.ones(len(self.full))
         slope, intercept = np.polyfit(seen[head], shown[head], 1)
         missed = np.square(shown[head] - slope * seen[head] - intercept) / np.var(shown[head]) / head.sum()
         return np.bincount(self._which[head], missed, len(self.full))
