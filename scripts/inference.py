@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, add_t1w_filter, run_to_the_end, script_parser
+from func.commands import Tally, add_overwrite, add_t1w_filter, positive, run_to_the_end, script_parser
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
@@ -463,14 +463,6 @@ def parse_shard(text: str) -> tuple[int, int]:
 def voxel_size(text: str) -> float | str:
     """A voxel size in mm, or ``in-plane``."""
     return text if text == "in-plane" else positive(text)
-
-
-def positive(text: str) -> float:
-    """A length in mm."""
-    length = float(text)
-    if not 0 < length < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
-    return length
 
 
 if __name__ == "__main__":

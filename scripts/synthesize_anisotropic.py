@@ -24,7 +24,17 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, at_least_one, in_processes, processors, run_to_the_end, script_parser
+from func.commands import (
+    Tally,
+    add_overwrite,
+    at_least_one,
+    in_processes,
+    not_negative,
+    positive,
+    processors,
+    run_to_the_end,
+    script_parser,
+)
 from func.errors import BabyAIError
 from func.scans.bids import entities_of, find_scans, is_original, stem_of
 from func.scans.files import atomic
@@ -128,21 +138,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> float:
-    """A length in mm, above zero."""
-    if (length := not_negative(text)) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a length above 0 mm")
-    return length
-
-
-def not_negative(text: str) -> float:
-    """A length in mm."""
-    length = float(text)
-    if not 0 <= length < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
-    return length
 
 
 def synthesise_folder(arguments: argparse.Namespace, tally: Tally) -> None:

@@ -76,6 +76,21 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> float:
+    """A length in mm, above zero, from the command line."""
+    if (length := not_negative(text)) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a length above 0 mm")
+    return length
+
+
+def not_negative(text: str) -> float:
+    """A length in mm, from the command line."""
+    length = float(text)
+    if not 0 <= length < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
+    return length
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler or a shutdown asks the process to end."""
 

@@ -31,7 +31,6 @@ from func.slices.geometry import (
     upsampling_matrix,
 )
 
-SPACES = ("1mm", "t1", "t2")
 _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
 _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
