@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import multiprocessing
 import os
 import re
@@ -85,8 +86,11 @@ def positive(text: str) -> float:
 
 def not_negative(text: str) -> float:
     """A length in mm, from the command line."""
-    length = float(text)
-    if not 0 <= length < float("inf"):
+    try:
+        length = float(text)
+    except ValueError:
+        length = math.nan
+    if not 0 <= length < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
     return length
 
