@@ -123,7 +123,14 @@ def test_samples_are_whole(subject):
             "baseline": (2,),
         }
         assert all(array.dtype == torch.float32 and array.isfinite().all() for array in sample.values())
-        assert sample["weight"].min() >= 0 and sample["weight"].max() == 1
+        assert sample["weight"].min() >= 0 and sample["weight"].max() >= 1
+
+
+def test_a_lesion_counts_more_than_the_brain_around_it(subject):
+    for number in range(3):
+        without, with_lesions = (samples_of(subject, LESIONS=share)[number]["weight"] for share in (0, 1))
+        assert without.max() == 1 and with_lesions.max() == 1 + ThickSliceSamples.LESION_WEIGHT
+        assert 0 < (with_lesions > 1).float().mean() < 0.3
 
 
 def test_the_truth_agrees_with_the_slices(subject):

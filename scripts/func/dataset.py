@@ -56,8 +56,8 @@ class ThickSliceSamples(Dataset):
         truth       (P, P, P)     the isotropic T2w
         projection  (P, P)        along the last axis, what the slices see of an estimate, spread over the planes
         offset      (P, P, P)     the same of the measured slices, so that x - projection x + offset agrees with them
-        weight      (P, P, P)     how much an error counts: 1 in the inner brain, less at the rim that brain extraction
-                                  left, 0 beyond the slices that lie in the crop
+        weight      (P, P, P)     how much an error counts: 1 in the inner brain, more in a lesion, less at the rim that
+                                  brain extraction left, 0 beyond the slices that lie in the crop
         baseline    (2,)          absolute and root-mean-square error, so weighted, of consistent cubic interpolation
 
     Where there is no slice geometry, projection and offset are zero, and the slices may be stacked along any axis.
@@ -79,6 +79,7 @@ class ThickSliceSamples(Dataset):
     T1_THICKNESS = (2.0, 5.0)  # voxels
     IN_PLANE = (0.4, 0.8)  # voxels, in the slices as acquired
     RIM_WEIGHT = 0.1
+    LESION_WEIGHT = 8.0  # a lesion is small, and what a scan is looked at for
     INNER_SHARE = 0.35  # of a crop, that should be inner brain
 
     # Shares of the samples
@@ -89,7 +90,7 @@ class ThickSliceSamples(Dataset):
     T1_NOISE = MISALIGNMENT = 0.1
     SOFT = 0.06
     FINE_IN_PLANE = 0.2
-    LESIONS = 0.15
+    LESIONS = 0.2
     THICK_T1 = 0.15
     NO_T1 = 0.1
     UNKNOWN_GEOMETRY = 0.12
@@ -129,19 +130,21 @@ class ThickSliceSamples(Dataset):
         start, shape = (corner[0], corner[1], 0), (size, size, length)
         t1, t2, inner = (turn.cut(volume, start, shape) for volume in (head.t1, head.t2, head.counts))
         if scan is None:
-            t1, t2 = self._changed(t1, t2, _places(turn.view(head.inner), start, corner, size), head.invented, rng)
+            places = _places(turn.view(head.inner), start, corner, size)
+            t1, t2, weight = self._changed(t1, t2, self._weight(inner), places, head.invented, rng)
             geometry = self._random_geometry(length, rng)
             slices = acquire(t2, geometry)
         else:
+            weight = self._weight(inner)
             geometry = scan.geometry.on_axis(2, length if turn.reverses else None)
             slices = turn.cut(scan.array, start, (size, size, geometry.count))
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
         slices = noisy(slices, noise, rng)
         upsampled = upsample(slices, geometry, length)
         inputs = network_inputs(self._scanned_t1(t1, rng), upsampled, slices, geometry)
-        t2, upsampled, inner = (volume[..., planes] for volume in (t2, upsampled, inner))
+        t2, upsampled, weight = (volume[..., planes] for volume in (t2, upsampled, weight))
         damping = (noise / 0.05) ** 2
-        return _sample(inputs[..., planes], t2, upsampled, self._weight(inner), slices, geometry, planes, damping)
+        return _sample(inputs[..., planes], t2, upsampled, weight, slices, geometry, planes, damping)
 
     def _without_geometry(self, head: _Head, rng: np.random.Generator) -> dict[str, Tensor]:
         size = self.patch
@@ -152,7 +155,8 @@ class ThickSliceSamples(Dataset):
         margin = np.array([12, 12, 20] if tilted else [0, 0, 12])
         start = corner - margin
         t1, t2, inner = (turn.cut(volume, start, size + 2 * margin) for volume in (head.t1, head.t2, head.counts))
-        t1, t2 = self._changed(t1, t2, _places(turn.view(head.inner), start, corner, size), head.invented, rng)
+        places = _places(turn.view(head.inner), start, corner, size)
+        t1, t2, weight = self._changed(t1, t2, self._weight(inner), places, head.invented, rng)
         geometry = self._random_geometry(t2.shape[2], rng)
         noise = rng.uniform(0, 0.04) if rng.random() < self.NOISE else 0.0
         if tilted:
@@ -162,10 +166,10 @@ class ThickSliceSamples(Dataset):
         t1 = self._scanned_t1(t1, rng)
         order = rng.permutation(3).tolist()
         crop = tuple(slice(m, m + size) for m in margin)
-        t1, t2, upsampled, inner = (
-            None if volume is None else volume[crop].permute(order) for volume in (t1, t2, upsampled, inner)
+        t1, t2, upsampled, weight = (
+            None if volume is None else volume[crop].permute(order) for volume in (t1, t2, upsampled, weight)
         )
-        return _sample(network_inputs(t1, upsampled), t2, upsampled, self._weight(inner))
+        return _sample(network_inputs(t1, upsampled), t2, upsampled, weight)
 
     def _weight(self, inner: Tensor) -> Tensor:
         return torch.where(inner > 0, 1.0, self.RIM_WEIGHT)
@@ -192,12 +196,17 @@ class ThickSliceSamples(Dataset):
         return SliceGeometry.fitting(2, length, thickness, spacing, first, profile)
 
     def _changed(
-        self, t1: Tensor, t2: Tensor, places: np.ndarray, invented: bool, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The head as another scanner might have shown it, or another patient's, with lesions at some of the places."""
+        self, t1: Tensor, t2: Tensor, weight: Tensor, places: np.ndarray, invented: bool, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The head as another scanner might have shown it, or another patient's, with lesions at some of the places.
+
+        Returns:
+            T1w, T2w, and how much an error counts there.
+        """
         scans = [t1, t2]
         if rng.random() < self.LESIONS and len(places):
-            scans = list(with_lesions(t1, t2, places, rng))
+            *scans, lesions = with_lesions(t1, t2, places, rng)
+            weight = weight + self.LESION_WEIGHT * lesions
         for index in range(2):
             if rng.random() < self.NEW_CONTRAST or (invented and index == 1):
                 scans[index] = random_contrast(scans[index], rng)
@@ -212,7 +221,7 @@ class ThickSliceSamples(Dataset):
         if rng.random() < self.FINE_IN_PLANE:
             softness = in_plane_softness(rng.uniform(*self.IN_PLANE))
             scans[1] = smooth(scans[1], (softness, softness, 0))
-        return scans[0], scans[1]
+        return scans[0], scans[1], weight
 
     def _scanned_t1(self, t1: Tensor, rng: np.random.Generator) -> Tensor | None:
         """The T1w of that head as it may be: none at all, in thick slices, beside the T2w, or noisy."""

@@ -119,9 +119,10 @@ def test_lesions_are_few_small_and_shown_by_one_scan_or_both(rng):
     shown = set()
     for _ in range(30):
         t1, t2 = torch.full(SHAPE, 0.5), torch.full(SHAPE, 0.55)
-        changed = augmentation.with_lesions(t1, t2, np.array([[20, 24, 20]]), rng)
+        *changed, lesions = augmentation.with_lesions(t1, t2, np.array([[20, 24, 20]]), rng)
         extents = []
         for scan, before in zip(changed, (t1, t2), strict=True):
+            assert torch.equal(scan[lesions == 0], before[lesions == 0]) and lesions.max() == 1
             places = torch.nonzero((scan - before).abs() > 1e-3)
             extents.append(int((places.max(0).values - places.min(0).values).max()) + 1 if len(places) else 0)
         shown.add((extents[0] > 0, extents[1] > 0))

@@ -173,14 +173,17 @@ def thick_scan(scan: Tensor, thickness: float, axis: int, rng: np.random.Generat
     return thick * (thick > _RINGING * thick.max())
 
 
-def with_lesions(t1: Tensor, t2: Tensor, places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def with_lesions(t1: Tensor, t2: Tensor, places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """One to four lesions of 3 to 10 voxels, mostly bright in the T2w, that one scan shows or both.
 
     Args:
         t1, t2: shape (X, Y, Z).
         places: where their centres may lie, voxel indices of shape (count, 3).
+
+    Returns:
+        The two scans, and the share of each voxel that is lesion in either.
     """
-    t1, t2 = t1.clone(), t2.clone()
+    t1, t2, lesions = t1.clone(), t2.clone(), torch.zeros_like(t2)
     for center in places[rng.integers(len(places), size=rng.integers(1, 5))]:
         radii = rng.uniform(3, 10) / 2 * np.exp(rng.uniform(-0.25, 0.25, 3))
         shown = rng.choice(3, p=(0.45, 0.25, 0.3))  # in the T2w alone, in the T1w alone, in both
@@ -188,7 +191,8 @@ def with_lesions(t1: Tensor, t2: Tensor, places: np.ndarray, rng: np.random.Gene
             _paint(t2, rng.uniform(0.6, 1.2) if rng.random() < 0.8 else rng.uniform(0.05, 0.3), center, radii)
         if shown != 0:
             _paint(t1, rng.uniform(0.1, 1.1), center, radii)
-    return t1, t2
+        _paint(lesions, 1.0, center, radii)
+    return t1, t2, lesions
 
 
 def _paint(scan: Tensor, intensity: float, center: np.ndarray, radii: np.ndarray) -> None:
