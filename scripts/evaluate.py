@@ -156,13 +156,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     own.add_argument(
         "--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s"
     )
-    add_split(parser)
-    parser.add_argument(
-        "--output-dir",
-        type=Path,
-        default=OUTPUT_DIR,
-        help="for tables and pictures (default: RESULTS_DIR/evaluation)",
+    both = parser.add_argument_group("either way")
+    both.add_argument(
+        "--output-dir", type=Path, default=OUTPUT_DIR, help="for tables and pictures (default: RESULTS_DIR/evaluation)"
     )
+    add_split(both)
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
         parser.error("--workers must be 1 or more")

@@ -1,15 +1,10 @@
 """Reconstruct isotropic T2w scans of infants from thick-slice T2w and isotropic T1w scans.
 
-A folder of pairs on the atlas grid (or, with the bundled weights, any grid of 1 mm voxels):
-
-    python scripts/inference.py --data-dir DATA --output-dir RESULTS
-
-raw scans, whatever their orientation, voxel size and slice thickness, to the T1w's frame: one pair, or a folder
+One raw infant, whatever the scans' orientation, voxel size and slice thickness; several T2w stacks give one result:
 
     python scripts/inference.py --t1 sub-01_T1w.nii.gz --t2 sub-01_T2w.nii.gz --output sub-01_desc-isotropic_T2w.nii.gz
-    python scripts/inference.py --data-dir RAW --output-dir RESULTS --space 1mm
 
-several T2w stacks of one infant, in any planes, to one result: name all of them after --t2, or in a folder
+A folder of raw scans, a result for each session (without --space: of pairs on the atlas grid, or any grid of 1 mm):
 
     python scripts/inference.py --data-dir RAW --output-dir RESULTS --space 1mm --stacks together
 
@@ -35,6 +30,7 @@ from func.scans.dicom import source_name
 from func.scans.hub import commit_of, find_weights
 from func.scans.provenance import differences, digest, fingerprint, inputs_of
 from func.training.splits import add_split, wanted_subjects
+from func.version import own_version
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -215,11 +211,10 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
         tally.fail("", error)
     if not arguments.bids:
         return {pair: result_path(pair, arguments.output_dir) for pair in pairs}
-    from func.reports.results import versions
     from func.scans.derivatives import derivative_paths, describe_dataset
 
     results = derivative_paths(pairs, arguments.output_dir)
-    describe_dataset(arguments.output_dir, arguments.data_dir, versions()["BABY-AI"])
+    describe_dataset(arguments.output_dir, arguments.data_dir, own_version())
     return results
 
 
@@ -293,116 +288,116 @@ def check_writable(folder: Path) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
     parser = script_parser(__doc__)
-    folder = parser.add_argument_group("a folder of pairs")
-    folder.add_argument("--data-dir", type=Path, default=DATA_DIR, help="folder with the scans (default: %(default)s)")
-    folder.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
-    folder.add_argument(
-        "--shard",
-        type=parse_shard,
-        default=(0, 1),
-        metavar="I/N",
-        help="do only the I-th of N parts of the folder, I from 1 to N (default: all of it)",
-    )
-    add_split(folder)
-    folder.add_argument(
-        "--bids",
-        action=argparse.BooleanOptionalAction,
-        default=BIDS,
-        help="make the output folder a BIDS derivative dataset, with results in sub-*/[ses-*/]anat",
-    )
-    add_t1w_filter(folder)
-    folder.add_argument(
-        "--without-t1w",
-        action=argparse.BooleanOptionalAction,
-        default=WITHOUT_T1W,
-        help="reconstruct every T2w without its T1w, or where there is none: less accurate",
-    )
-    one = parser.add_argument_group("one raw pair")
-    one.add_argument("--t1", type=Path, help="isotropic T1w scan: a NIfTI file, or a folder of DICOM files")
-    one.add_argument(
+    add_one_infant(parser.add_argument_group("one raw infant"))
+    add_folder(parser.add_argument_group("a folder of scans"))
+    add_raw(parser.add_argument_group("raw scans: one infant, or a folder with --space"))
+    add = parser.add_argument_group("network").add_argument
+    add("--weights", default=WEIGHTS, help="bundled, babyai (published, from the Hub) or a file (default: %(default)s)")
+    add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s")
+    add_outputs(parser.add_argument_group("what is written"))
+    arguments = parser.parse_args(argv)
+    if arguments.t2:
+        arguments.space = arguments.space or ("1mm" if arguments.t1 else "t2")
+    check_arguments(parser, arguments)
+    return arguments
+
+
+def add_one_infant(group: argparse._ArgumentGroup) -> None:
+    """Options that name the scans of one infant."""
+    add = group.add_argument
+    add("--t1", type=Path, metavar="T1W", help="a NIfTI file, or a folder of DICOM files; left out where there is none")
+    add(
         "--t2",
         type=Path,
         nargs="+",
-        help="thick-slice T2w scan: a NIfTI file, with its JSON sidecar beside it if there is one, or a folder of DICOM"
-        " files (of several series in it, one is chosen as in DICOM#5); of several stacks, in any planes, one result is"
-        " made, in the intensities of the first",
+        metavar="T2W",
+        help="thick slices: a NIfTI file, its JSON sidecar beside it if there is one, or a folder of DICOM files "
+        "(DICOM#5: its series 5); of several stacks, in any planes, one result is made, in the first one's intensities",
     )
-    one.add_argument(
-        "--mask",
-        type=Path,
-        nargs="+",
-        help="where the head is in each of the --t2, such as a fetus's; elsewhere is air",
+    add("--output", type=Path, metavar="FILE", help="the result, .nii.gz or .nii")
+    add("--mask", type=Path, nargs="+", metavar="FILE", help="where the head is in each T2W, as a fetus's; else is air")
+    add("--residual-map", type=Path, metavar="FILE", help="also write how far the result's slices miss the T2W")
+
+
+def add_folder(group: argparse._ArgumentGroup) -> None:
+    """Options for all scans of a folder."""
+    add = group.add_argument
+    add("--data-dir", type=Path, metavar="DIR", default=DATA_DIR, help="folder with the scans (default: %(default)s)")
+    add("--output-dir", type=Path, metavar="DIR", default=OUTPUT_DIR, help="for results (default: %(default)s)")
+    add_t1w_filter(group)
+    add(
+        "--without-t1w",
+        action=argparse.BooleanOptionalAction,
+        default=WITHOUT_T1W,
+        help="every T2w without its T1w, or where there is none: less accurate",
     )
-    one.add_argument("--output", type=Path, help="the result, .nii.gz or .nii")
-    one.add_argument("--residual-map", type=Path, help="also write how far the result's slices miss the measured ones")
-    raw = parser.add_argument_group("raw scans, one pair or a folder of them")
-    raw.add_argument(
+    add_split(group)
+    add("--shard", type=parse_shard, default=(0, 1), metavar="I/N", help="only the I-th of N parts (default: 1/1)")
+    add(
+        "--bids",
+        action=argparse.BooleanOptionalAction,
+        default=BIDS,
+        help="make the output folder a BIDS derivative dataset",
+    )
+
+
+def add_raw(group: argparse._ArgumentGroup) -> None:
+    """Options for scans as they were acquired."""
+    add = group.add_argument
+    add(
         "--space",
         choices=("1mm", "t1", "t2"),
         default=SPACE,
-        help="the scans are raw: register them, and give the result in the T1w's frame, on the T1w's own grid, or in "
-        "the T2w's frame (default: 1mm for one infant; the scans of a folder lie on one grid)",
+        help="frame of the result: the T1w's at --voxel-size, the T1w's own grid, or the T2w's (default: 1mm for one "
+        "infant; the scans of a folder are taken to lie on one grid)",
     )
-    raw.add_argument(
+    add(
         "--voxel-size",
         type=voxel_size,
         default=VOXEL_SIZE,
         metavar="MM|in-plane",
-        help="of the result; below 1 it keeps the finer detail that the slices hold in-plane (default: %(default)s)",
+        help="below 1 it keeps the finer detail that the slices hold in-plane (default: %(default)s)",
     )
-    raw.add_argument(
+    add(
+        "--stacks",
+        choices=("separate", "together"),
+        default=STACKS,
+        help="in a folder: a result for each T2w stack, or one for all of a session (default: %(default)s)",
+    )
+    add(
+        "--motion",
+        choices=("auto", "on", "off"),
+        default=MOTION,
+        help="whether each slice gets a place of its own; auto: where the head clearly moved (default: %(default)s)",
+    )
+    add(
         "--min-similarity",
         type=float,
         default=MIN_SIMILARITY,
         metavar="S",
         help="refuse T1w and T2w that are less similar once registered (default: refuse only failed registrations)",
     )
-    raw.add_argument(
-        "--motion",
-        choices=("auto", "on", "off"),
-        default=MOTION,
-        help="whether each slice gets a place of its own: where the head clearly moved, always, or never "
-        "(default: %(default)s)",
-    )
-    raw.add_argument(
-        "--stacks",
-        choices=("separate", "together"),
-        default=STACKS,
-        help="in a folder: a result for each T2w stack, or one for all of a session (default: %(default)s)",
-    )
-    raw.add_argument("--thickness", type=positive, metavar="MM", help="slice thickness (default: sidecar, then header)")
-    raw.add_argument("--spacing", type=positive, metavar="MM", help="distance of slice centres (default: header)")
-    raw.add_argument(
-        "--profile", choices=("box", "gaussian", "point"), help="slice profile (default: sidecar, then box)"
-    )
-    parser.add_argument(
-        "--weights",
-        default=WEIGHTS,
-        help="bundled, babyai (the published weights, from the Hugging Face Hub) or a file (default: %(default)s)",
-    )
-    parser.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s"
-    )
-    add_overwrite(parser, OVERWRITE)
-    parser.add_argument(
+    add("--thickness", type=positive, metavar="MM", help="slice thickness (default: sidecar, then header)")
+    add("--spacing", type=positive, metavar="MM", help="distance of slice centres (default: header)")
+    add("--profile", choices=("box", "gaussian", "point"), help="slice profile (default: sidecar, then box)")
+
+
+def add_outputs(group: argparse._ArgumentGroup) -> None:
+    """Options on what is written, and over what."""
+    add_overwrite(group, OVERWRITE)
+    group.add_argument(
         "--report",
         action=argparse.BooleanOptionalAction,
         default=REPORT,
-        help="draw a figure of each result and put them together in report.html beside the results",
+        help="draw each result, and put all of them together in report.html",
     )
-    parser.add_argument(
+    group.add_argument(
         "--uncertainty",
         action=argparse.BooleanOptionalAction,
         default=UNCERTAINTY,
-        help="also map (desc-uncertainty) how far the result may be off (the half-width of a 90 %% interval), "
-        "from four runs of the network, whose mean the result then is",
+        help="also map how far the result may be off (half of a 90 %% interval), from four runs of the network",
     )
-    arguments = parser.parse_args(argv)
-    if arguments.t2:
-        arguments.space = arguments.space or ("1mm" if arguments.t1 else "t2")
-    check_arguments(parser, arguments)
-    return arguments
 
 
 def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

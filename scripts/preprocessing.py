@@ -118,7 +118,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     alone = parser.add_argument_group("the atlas alone")
     alone.add_argument("--atlas-only", type=Path, metavar="DIR", help=f"put {ATLAS_FILE} into this folder")
-    add_overwrite(parser, OVERWRITE)
+    add_overwrite(parser.add_argument_group("all of these"), OVERWRITE)
     return parser.parse_args(argv)
 
 

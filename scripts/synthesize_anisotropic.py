@@ -99,9 +99,10 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The constants above, overridden by the command line; exits with code 2 where that makes no sense."""
     parser = script_parser(__doc__)
-    folders = parser.add_argument_group("folders")
+    folders = parser.add_argument_group("scans")
     folders.add_argument("--data-dir", type=Path, default=DATA_DIR, help="isotropic scans (default: %(default)s)")
     folders.add_argument("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
+    folders.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
     add_overwrite(folders, OVERWRITE)
     slices = parser.add_argument_group("slices")
     slices.add_argument(
@@ -136,7 +137,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=NATIVE,
         help="write the thick stacks themselves, not up-sampled ones",
     )
-    parser.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from func.errors import BabyAIError
+from func.version import own_version
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,16 +34,26 @@ _THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def script_parser(docstring: str) -> argparse.ArgumentParser:
-    """A parser whose help is the script's own docstring: its first line above the options, the rest below."""
+    """A parser with ``--version``, whose help is the script's docstring: its first line, the options, the rest.
+
+    Options belong into groups with names, which the help shows in the order of their making.
+    """
     description, _, epilog = docstring.partition("\n")
-    return argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def add_overwrite(parser: argparse.ArgumentParser, default: bool) -> None:
-    """``--overwrite`` and ``--no-overwrite``."""
     parser.add_argument(
+        "--version", action="version", version=f"BABY-AI {own_version()}", help="show the version and exit"
+    )
+    return parser
+
+
+def add_overwrite(group: argparse._ArgumentGroup, default: bool) -> None:
+    """``--overwrite`` and ``--no-overwrite``."""
+    group.add_argument(
         "--overwrite",
         action=argparse.BooleanOptionalAction,
         default=default,
@@ -50,9 +61,9 @@ def add_overwrite(parser: argparse.ArgumentParser, default: bool) -> None:
     )
 
 
-def add_t1w_filter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_t1w_filter(group: argparse._ArgumentGroup) -> None:
     """``--t1w-filter``, for every script that pairs T1w and T2w scans."""
-    parser.add_argument(
+    group.add_argument(
         "--t1w-filter",
         type=entity,
         nargs="+",

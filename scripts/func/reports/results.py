@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +15,7 @@ from func.reports.quality import is_stripped, quality_of
 from func.scans.bids import stem_of
 from func.scans.case import Case
 from func.scans.nifti import array_of, save_result
-
-REPO_ROOT = Path(__file__).resolve().parents[3]
+from func.version import own_version
 
 
 def describe(case: Case, result: Reconstruction, sources: list[str], made_with: dict) -> dict:
@@ -70,11 +68,6 @@ def _save_uncertainty(path: Path, result: Reconstruction, sidecar: dict) -> dict
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Versions of this repository, where git knows it, of Python and of the libraries that compute."""
-    describing = ["git", "-C", str(REPO_ROOT), "describe", "--always", "--dirty", "--tags"]
-    try:
-        own = subprocess.run(describing, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        own = ""
+    """Versions of BABY-AI, of Python and of the libraries that compute."""
     libraries = {name: version(name) for name in ("torch", "numpy", "scipy", "nibabel")}
-    return {"BABY-AI": own or "unknown", "python": platform.python_version()} | libraries
+    return {"BABY-AI": own_version(), "python": platform.python_version()} | libraries

@@ -50,15 +50,15 @@ def read_split(path: Path) -> dict[str, str]:
     return parts
 
 
-def add_split(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_split(group: argparse._ArgumentGroup) -> None:
     """``--split`` and ``--part``, for scripts that work on the subjects of one part of a split."""
-    parser.add_argument(
+    group.add_argument(
         "--split",
         type=Path,
         metavar="FILE",
         help="only the subjects of one part of a split, which training.py keeps in runs/RUN/split.csv (default: all)",
     )
-    parser.add_argument("--part", choices=PARTS, default="test", help="of the split (default: %(default)s)")
+    group.add_argument("--part", choices=PARTS, default="test", help="of the split (default: %(default)s)")
 
 
 def wanted_subjects(split: Path | None, part: str) -> Callable[[str], bool]:
