@@ -26,7 +26,7 @@ from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
 from func.scans.case import Case, check_grids, read_cases
-from func.scans.dicom import source_name
+from func.scans.dicom import check_scan_is_there, source_name
 from func.scans.hub import commit_of, find_weights
 from func.scans.provenance import differences, digest, fingerprint, inputs_of
 from func.training.splits import add_split, wanted_subjects
@@ -71,7 +71,8 @@ def reconstruct_all(arguments: argparse.Namespace, tally: Tally) -> None:
     reporter = start_report(arguments)
     if todo:
         reconstruct_pairs({pair: results[pair] for pair in todo}, weights, arguments, tally, reporter)
-    if reporter and (results or tally.failed):
+    # Of one infant that failed there is nothing to show but what the console says.
+    if reporter and (not tally.failed if arguments.t2 else results or tally.failed):
         for pair in [pair for pair, path in results.items() if pair not in todo and reporter.lacks(path)]:
             reporter.draw(results[pair], pair.t1, pair.t2)
         reporter.finish(tally.sentences)
@@ -184,9 +185,11 @@ def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path
     """The pairs to reconstruct and where the result of each goes; scans without a partner are told as failed.
 
     Raises:
-        BabyAIError: there is no such folder, nothing in it, or two results would go to one place.
+        BabyAIError: there is no such folder or scan, nothing in it, or two results would go to one place.
     """
     if arguments.t2:
+        for scan in filter(None, [arguments.t1, *arguments.t2, *(arguments.mask or ())]):
+            check_scan_is_there(scan)
         first, *others = arguments.t2
         pair = Pair("", arguments.t1, first, stem_of(first), others=tuple(others), masks=tuple(arguments.mask or ()))
         return {pair: arguments.output}

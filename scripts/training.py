@@ -252,7 +252,7 @@ def train(
             if board:
                 board.add_scalars("training", report, progress.step)
 
-    best = load_weights(run.weights).network.to(device)
+    best = processes.on_all(lambda: load_weights(run.weights)).network.to(device)
     test = validation.score(best, "test", progress.step)
     if test is None:
         raise Stopped(processes.largest(stop.signal), "in the last test; --resume does it again.")
@@ -288,7 +288,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_settings(parser, COMMON["recipe"], SETTINGS)
     arguments = parser.parse_args(argv)
     if arguments.workers is None:
-        spare = processors() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) - 1
+        here = os.environ.get("LOCAL_WORLD_SIZE", "")
+        spare = processors() // max(1, int(here) if here.isdigit() else 1) - 1
         arguments.workers = max(1, min(8, spare))
     return arguments
 

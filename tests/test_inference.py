@@ -245,6 +245,18 @@ def test_a_raw_pair(data, tmp_path, stand_in_network, monkeypatch, capsys):
     assert "not a NIfTI file" in capsys.readouterr().err and not output.exists()
 
 
+@pytest.mark.parametrize("lacking", ["--t1", "--t2", "--mask"])
+def test_a_scan_that_is_not_there_leaves_nothing_behind(tmp_path, stand_in_network, capsys, lacking):
+    t2 = write_subject(tmp_path / "data", "1")
+    given = {"--t1": t2.with_name("sub-1_T1w.nii.gz"), "--t2": t2, "--mask": t2}
+    given[lacking] = tmp_path / "absent.nii.gz"
+    out = tmp_path / "out"
+    arguments = [str(part) for option in given.items() for part in option]
+    assert inference.main([*arguments, "--output", str(out / "result.nii.gz")]) == 2
+    told = capsys.readouterr().err
+    assert "absent.nii.gz does not exist" in told and told.count("\n") == 1 and not out.exists()
+
+
 def several_stacks(folder: Path) -> list[str]:
     return [str(write_subject(folder, "1", seed, f"acq-{plane}_")) for seed, plane in enumerate(("axial", "coronal"))]
 
@@ -357,6 +369,14 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     save_weights(path, "compact", build_network("compact", **config).state_dict(), {}, config)
     return path
+
+
+def test_an_infant_that_fails_leaves_no_report(tmp_path, weights, capsys):
+    t2 = write_subject(tmp_path / "data", "1")
+    t2.write_bytes(b"no")
+    output = tmp_path / "out" / "result.nii.gz"
+    assert inference.main(["--t2", str(t2), "--output", str(output), "--weights", str(weights)]) == 1
+    assert "not a NIfTI file" in capsys.readouterr().err and not list(output.parent.iterdir())
 
 
 @pytest.fixture

@@ -180,6 +180,7 @@ def test_a_reconstruction_goes_back_to_where_the_infant_lay(prepared, folders, a
 
 def test_a_result_of_unknown_origin_is_refused(folders, atlas, capsys):
     stray = folders["results"] / "sub-09_desc-isotropic_T2w.nii.gz"
+    stray.parent.mkdir(parents=True, exist_ok=True)
     nib.save(atlas.t2, stray)
     assert preprocessing.main(["--inverse", str(stray), "--output-dir", str(folders["prepared"])]) == 1
     assert "give the folder that preprocessing.py wrote" in capsys.readouterr().err

@@ -88,11 +88,34 @@ def test_what_the_folder_has_already_is_kept(dataset, tmp_path):
 
 
 def test_one_place_for_two_results_is_refused():
-    pairs = [Pair("01", Path(f"{site}/sub-01_T1w.nii.gz"), Path(f"{site}/sub-01_T2w.nii.gz"), "") for site in "ab"]
-    with pytest.raises(
-        BabyAIError, match=r"would share one place in a BIDS dataset; run them into separate folders\.$"
-    ):
-        derivative_paths(pairs, "out")
+    runs = [Path("raw/sub-01/x/sub-01_T2w.nii.gz"), Path("raw/sub-01/y/sub-01_T2w.nii.gz")]
+    with pytest.raises(BabyAIError, match="would share one place in a BIDS dataset; give their names an entity"):
+        derivative_paths([Pair("01", None, run, "") for run in runs], "out")
+
+
+def test_one_label_in_two_datasets_goes_to_two_datasets(tmp_path, monkeypatch, capsys):
+    """What the refusal says to do is taken."""
+    stand_in.put_in(monkeypatch, inference)
+    sites, output = [tmp_path / "raw" / site for site in ("siteA", "siteB")], tmp_path / "out"
+    for site in sites:
+        write_subject(site / "sub-01" / "anat", "01")
+    arguments = ["--output-dir", str(output), "--bids", "--no-report"]
+    assert inference.main(["--data-dir", str(tmp_path / "raw"), *arguments]) == 2
+    told = capsys.readouterr().err
+    assert "--data-dir and an --output-dir of its own" in told and all(str(site) in told for site in sites)
+    for site in sites:
+        assert inference.main(["--data-dir", str(site), "--output-dir", str(output / site.name), "--bids"]) == 0
+        assert (output / site.name / "sub-01" / "anat" / "sub-01_desc-isotropic_T2w.nii.gz").is_file()
+
+
+def test_a_session_that_only_the_folder_tells(tmp_path, monkeypatch):
+    stand_in.put_in(monkeypatch, inference)
+    raw, output = tmp_path / "raw", tmp_path / "out"
+    for session in ("ses-1", "ses-2"):
+        write_subject(raw / "sub-01" / session / "anat", "01")
+    assert inference.main(["--data-dir", str(raw), "--output-dir", str(output), "--bids"]) == 0
+    for session in ("ses-1", "ses-2"):
+        assert (output / "sub-01" / session / "anat" / f"sub-01_{session}_desc-isotropic_T2w.nii.gz").is_file()
 
 
 def test_an_earlier_desc_gives_way():

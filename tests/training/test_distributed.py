@@ -4,29 +4,43 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from func.errors import BabyAIError
+from func.training import distributed
 from func.training.distributed import Processes, gradient_backend, joined_processes, processes_of
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TOGETHER = """
 import sys, torch
+from types import SimpleNamespace
 from func.errors import BabyAIError
 from func.training.distributed import joined_processes
+from func.training.validation import Validation
 
 def fail(rank):
     if processes.rank == rank:
         raise BabyAIError(f"rank {rank} fails")
     return processes.rank
 
+class Subjects:  # of which the process of rank 1 cannot read one
+    def __getitem__(self, part):
+        fail(1)
+        return []
+
+def validate():
+    data, running = SimpleNamespace(subjects=Subjects()), SimpleNamespace(signal=0)
+    validation = Validation("compact", 1, data, torch.device("cpu"), "float32", processes, running, None)
+    validation.score(torch.nn.Identity(), "test", 0)
+
 with joined_processes() as processes:
     group = processes.gradient_group(torch.device("cpu"))
     results = [processes.on_first(lambda: processes.rank), processes.on_all(lambda: processes.rank)]
     results += [processes.largest(processes.rank), processes.sums({"a": 1.5})["a"], group.size()]
-    for call in (lambda: processes.on_first(lambda: fail(0)), lambda: processes.on_all(lambda: fail(1))):
+    for call in (lambda: processes.on_first(lambda: fail(0)), lambda: processes.on_all(lambda: fail(1)), validate):
         try:
             call()
         except BabyAIError as error:
@@ -68,7 +82,18 @@ def test_two_processes_agree_and_leave_without_an_error():
     printed = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     for rank in (0, 1):
-        assert printed[rank][0].strip() == f"[0, {rank}, 1, 3.0, 2, 'rank 0 fails', 'rank 1 fails']"
+        assert printed[rank][0].strip() == f"[0, {rank}, 1, 3.0, 2, 'rank 0 fails', 'rank 1 fails', 'rank 1 fails']"
+
+
+def test_variables_that_are_left_over_or_no_numbers_join_nobody(monkeypatch):
+    assert processes_of({"RANK": "", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}) == Processes()
+    assert processes_of({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}) == Processes()
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=1))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "SLURM_JOB_ID": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(BabyAIError, match="unset RANK and WORLD_SIZE"), joined_processes():
+        pass
 
 
 def test_processes_that_cannot_meet_say_so(monkeypatch):

@@ -56,6 +56,12 @@ def is_original(path: str | Path) -> bool:
     return not is_result(path) and slicing_of(path) is None
 
 
+def session_of(path: str | Path) -> str | None:
+    """The label of a scan's session, by its name, or else by its folder; None where neither tells."""
+    folders = [part[4:] for part in Path(path).parent.parts if part.startswith("ses-")]
+    return entities_of(path).get("ses") or (folders[-1] if folders else None)
+
+
 def stem_of(path: str | Path) -> str:
     """File name without ``.nii`` or ``.nii.gz``."""
     return re.sub(r"\.nii(\.gz)?$", "", Path(path).name)
@@ -201,8 +207,8 @@ class _Scan:
     @classmethod
     def at(cls, path: Path) -> _Scan:
         """A scan with its entities; a session that only its folder's name tells is one of them."""
-        folders = dict(part.split("-", 1) for part in path.parent.parts if part.startswith("ses-"))
-        return cls(path, folders | entities_of(path))
+        session = session_of(path)
+        return cls(path, entities_of(path) | ({"ses": session} if session else {}))
 
     def may_share_session(self, other: _Scan) -> bool:
         sessions = {scan.entities["ses"] for scan in (self, other) if "ses" in scan.entities}
@@ -323,7 +329,7 @@ def put_together(pairs: Iterable[Pair]) -> list[Pair]:
     """One pair for each session, with all of its T2w stacks; its name keeps the entities that these share."""
     sessions: dict[tuple, list[Pair]] = {}
     for pair in pairs:
-        sessions.setdefault((pair.subject, pair.folder, entities_of(pair.t2).get("ses"), pair.t1), []).append(pair)
+        sessions.setdefault((pair.subject, pair.folder, session_of(pair.t2), pair.t1), []).append(pair)
     together = []
     for first, *others in sessions.values():
         stems = [stem_of(pair.t2).split("_") for pair in (first, *others)]

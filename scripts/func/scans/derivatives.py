@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from func.errors import BabyAIError
-from func.scans.bids import Pair, entities_of, result_path
+from func.scans.bids import Pair, dataset_of, entities_of, result_path, session_of
 from func.scans.files import atomic, save_json
 
 BIDS_VERSION = "1.10.0"
@@ -26,9 +26,12 @@ scans. The JSON file beside each says from what, with which weights and settings
 
 def derivative_path(pair: Pair, output_dir: str | Path) -> Path:
     """Where BIDS wants the reconstruction of a pair: ``sub-01[/ses-1]/anat/sub-01_..._desc-isotropic_T2w.nii.gz``."""
-    entities = entities_of(pair.t2)
-    session = [f"ses-{entities['ses']}"] if "ses" in entities else []
-    return Path(output_dir, f"sub-{entities['sub']}", *session, "anat", result_path(pair, "").name)
+    entities, name = entities_of(pair.t2), result_path(pair, "").name
+    session = session_of(pair.t2)
+    if session and "ses" not in entities:  # only its folder tells
+        name = name.replace(f"sub-{entities['sub']}", f"sub-{entities['sub']}_ses-{session}", 1)
+    folders = [f"sub-{entities['sub']}", *([f"ses-{session}"] if session else []), "anat"]
+    return Path(output_dir, *folders, name)
 
 
 def derivative_paths(pairs: Iterable[Pair], output_dir: str | Path) -> dict[Pair, Path]:
@@ -41,9 +44,11 @@ def derivative_paths(pairs: Iterable[Pair], output_dir: str | Path) -> dict[Pair
     for pair in pairs:
         other = taken.setdefault(derivative_path(pair, output_dir), pair)
         if other is not pair:
-            raise BabyAIError(
-                f"{other.t2} and {pair.t2} would share one place in a BIDS dataset; run them into separate folders."
-            )
+            datasets = sorted({str(dataset_of(scan.t2)) for scan in (other, pair)})
+            remedy = "give their names an entity that tells them apart, such as run-2"
+            if len(datasets) > 1:
+                remedy = f"run each dataset with a --data-dir and an --output-dir of its own: {' and '.join(datasets)}"
+            raise BabyAIError(f"{other.t2} and {pair.t2} would share one place in a BIDS dataset; {remedy}.")
     return {pair: path for path, pair in taken.items()}
 
 

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from func.errors import BabyAIError, warn
-from func.scans.nifti import read_volume
+from func.scans.nifti import check_is_there, read_volume
 from func.scans.sidecars import read_sidecar
 
 # All that is kept of a converted scan's sidecar: how it was acquired, nothing that could tell of whom, where or when.
@@ -59,6 +59,17 @@ def is_dicom(path: str | Path) -> bool:
         return source.is_dir()
     with source.open("rb") as stream:
         return stream.read(132)[128:] == b"DICM"
+
+
+def check_scan_is_there(path: str | Path) -> None:
+    """Refuse a path that leads neither to a file nor to a folder.
+
+    Raises:
+        BabyAIError: there is none.
+    """
+    source, _ = _source_and_name(Path(path))
+    if not source.is_dir():
+        check_is_there(source)
 
 
 def dicom_files(path: str | Path) -> list[Path]:

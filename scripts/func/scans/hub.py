@@ -17,7 +17,7 @@ BUNDLED_WEIGHTS = REPO_ROOT / "weights" / "compact.pth"
 
 HUB_REPO = "almalennartsson/baby-ai"
 # A branch, tag or commit of the repository; the commit that a file came from is told by `commit_of`.
-HUB_REVISION = os.environ.get("BABYAI_HUB_REVISION", "main")
+HUB_REVISION = os.environ.get("BABYAI_HUB_REVISION") or "main"
 WEIGHTS_FILE = "pretrained_weights.pth"
 ATLAS_FILE = "infant_atlas.nii.gz"
 DEMO_T1_FILE = "demo_t1w_input.nii.gz"

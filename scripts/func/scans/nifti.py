@@ -50,7 +50,8 @@ def read_volume(path: str | Path) -> nib.Nifti1Image:
             an affine that cannot be inverted.
     """
     path = Path(path)
-    _check_is_there(path)
+    check_is_there(path)
+    _check_content(path)
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
@@ -83,11 +84,19 @@ def name_of(image: nib.Nifti1Image) -> str:
     return image.get_filename() or "the volume"
 
 
-def _check_is_there(path: Path) -> None:
+def check_is_there(path: Path) -> None:
+    """Refuse a path that leads to no file, with what to do.
+
+    Raises:
+        BabyAIError: there is none.
+    """
     if path.is_symlink() and not path.exists():
         raise BabyAIError(f"{path} is a link to a file that is not there; get it first (git-annex or DataLad).")
     if not path.is_file():
         raise BabyAIError(f"{path} does not exist or is not a file; check the path.")
+
+
+def _check_content(path: Path) -> None:
     if path.name.endswith((".mgz", ".mgh")):
         raise BabyAIError(f"{path} is in FreeSurfer's format; convert it: mri_convert {path.name} {path.stem}.nii.gz")
     if path.stat().st_size == 0:

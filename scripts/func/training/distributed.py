@@ -17,6 +17,7 @@ from func.errors import BabyAIError
 Result = TypeVar("Result")
 
 TIMEOUT = timedelta(minutes=60)  # a validation or a checkpoint on a slow disk takes its time
+MEETING = timedelta(minutes=5)  # for the processes of a step to start, all at once
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,19 @@ def joined_processes() -> Iterator[Processes]:
     if processes.count == 1:
         yield processes
         return
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID") or 0) % 20000))
     if os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
         os.environ.setdefault("MASTER_ADDR", "localhost")
+    who = {"rank": processes.rank, "world_size": processes.count}
     try:
-        dist.init_process_group("gloo", rank=processes.rank, world_size=processes.count, timeout=TIMEOUT)
+        store, *_ = next(dist.rendezvous("env://", processes.rank, processes.count, timeout=MEETING))
+        dist.init_process_group("gloo", store=store, timeout=TIMEOUT, **who)
     except (ValueError, dist.DistError) as error:
         meeting = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise BabyAIError(
             f"The {processes.count} processes could not meet at {meeting} ({str(error).splitlines()[0]}); set "
-            "MASTER_ADDR and MASTER_PORT as slurm/training.sbatch does."
+            "MASTER_ADDR and MASTER_PORT as slurm/training.sbatch does, or for a process "
+            "that is alone unset RANK and WORLD_SIZE."
         ) from error
     try:
         yield processes
@@ -133,6 +137,6 @@ def joined_processes() -> Iterator[Processes]:
 def processes_of(environment: Mapping[str, str]) -> Processes:
     """This process among those that torchrun, or else srun, has started."""
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
-        if all(name in environment for name in names):
+        if all(environment.get(name, "").isdigit() for name in names):
             return Processes(*(int(environment[name]) for name in names))
     return Processes()

@@ -78,12 +78,15 @@ class Validation:
         The loss is over the validation samples. PSNR and SSIM are of the inner brain and of the whole brain, on average
         over SCANS of some subjects of the part, beside those of cubic interpolation. Empty where the part has no
         subjects.
+
+        Raises:
+            BabyAIError: on all processes, where a sample or a volume of one of them cannot be had.
         """
         sums = dict.fromkeys((*METRICS, "samples", "volumes"), 0.0)
         network.eval()
         if part == "validation":
-            self._add_losses(network, sums)
-        self._add_scores(network, part, step, sums)
+            self.processes.on_all(lambda: self._add_losses(network, sums))
+        self.processes.on_all(lambda: self._add_scores(network, part, step, sums))
         network.train()
         if self.processes.largest(self.stop.signal):
             return None
