@@ -11,10 +11,11 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/jupyter-execute demo.ipynb --output=results/demo.ipynb
 	@cat results/demo.txt
 
+# Two processes of one thread each: the tests wait for the processes they start as often as they compute.
 test: $(VENV)/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # On a machine with a CUDA device: that it gives what a processor gives, and how fast it is.
 gpu: $(VENV)/test.stamp

@@ -61,18 +61,26 @@ def assert_whole(data, output, expected=4):
     return {path: path.stat().st_mtime_ns for path in results}
 
 
-def assert_second_run_completes(data, output, before):
-    done = run(data, output)
-    assert done.returncode == 0, done.stderr
-    after = assert_whole(data, output)
-    assert {path: after[path] for path in before} == before
-    kept = f", {len(before)} already there" if before else ""
-    assert f"{4 - len(before)} reconstructed{kept}, 0 failed" in done.stdout
-    assert not list(output.rglob(".*")), "leftovers of the killed process"
+@pytest.fixture
+def assert_second_run_completes(in_process, capsys):
+    """Runs once more, and sees that only what was missing is done."""
+
+    def check(data, output, before):
+        capsys.readouterr()
+        code = in_process(data, output)
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        after = assert_whole(data, output)
+        assert {path: after[path] for path in before} == before
+        kept = f", {len(before)} already there" if before else ""
+        assert f"{4 - len(before)} reconstructed{kept}, 0 failed" in told.out
+        assert not list(output.rglob(".*")), "leftovers of the killed process"
+
+    return check
 
 
 @pytest.mark.parametrize("where", ["reading", "computing", "writing"])
-def test_killed(data, tmp_path, where):
+def test_killed(data, tmp_path, where, assert_second_run_completes):
     output = tmp_path / "out"
     done = run(data, output, where, "sub-03_T1w" if where == "reading" else "sub-03")
     assert done.returncode == -signal.SIGKILL
@@ -83,7 +91,7 @@ def test_killed(data, tmp_path, where):
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_stopped(data, tmp_path, sent, code):
+def test_stopped(data, tmp_path, sent, code, assert_second_run_completes):
     output = tmp_path / "out"
     process = subprocess.Popen(
         command(data, output, "waiting", "sub-03"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -97,15 +105,16 @@ def test_stopped(data, tmp_path, sent, code):
     assert_second_run_completes(data, output, assert_whole(data, output, 2))
 
 
-def test_disk_full(data, tmp_path, in_process, monkeypatch, capsys):
+def test_disk_full(data, tmp_path, in_process, monkeypatch, capsys, assert_second_run_completes):
     save = nib.save
 
     def full(image, path):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(nib, "save", lambda image, path: (full if "sub-02" in path.name else save)(image, path))
-    assert in_process(data, tmp_path / "out") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(nib, "save", lambda image, path: (full if "sub-02" in path.name else save)(image, path))
+        assert in_process(data, tmp_path / "out") == 1
     assert "the disk is full" in capsys.readouterr().err
     assert_second_run_completes(data, tmp_path / "out", assert_whole(data, tmp_path / "out", 3))
 
@@ -133,7 +142,7 @@ def test_disk_really_full(data, small_disk, in_process, capsys):
     assert not list(small_disk.glob(".*"))
 
 
-def test_output_folder_removed_in_mid_run(data, tmp_path):
+def test_output_folder_removed_in_mid_run(data, tmp_path, assert_second_run_completes):
     output = tmp_path / "out"
     done = run(data, output, "removing", "sub-03")
     assert "Traceback" not in done.stderr
@@ -148,7 +157,7 @@ def test_output_folder_that_is_a_file(data, tmp_path, in_process, capsys):
     assert "not writable" in capsys.readouterr().err
 
 
-def test_two_processes_on_one_output_folder(data, tmp_path):
+def test_two_processes_on_one_output_folder(data, tmp_path, assert_second_run_completes):
     output = tmp_path / "out"
     processes = [subprocess.Popen(command(data, output), stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
@@ -164,10 +173,10 @@ def test_odd_folder_names(tmp_path, in_process, name):
     assert_whole(tmp_path / name, tmp_path / f"{name} out", 1)
 
 
-def test_ten_broken_of_five_hundred(tmp_path, in_process, capsys):
+def test_ten_broken_of_two_hundred(tmp_path, in_process, capsys):
     data, output = tmp_path / "data", tmp_path / "out"
     template = write_subject(tmp_path / "template", "0")
-    for number in range(500):
+    for number in range(200):
         folder = data / f"sub-{number:03d}" / "anat"
         folder.mkdir(parents=True)
         for suffix in ("T1w", "T2w"):
@@ -179,18 +188,18 @@ def test_ten_broken_of_five_hundred(tmp_path, in_process, capsys):
     assert len(failures) == 10
     for label in broken:
         assert sum(f"sub-{label}" in line for line in failures) == 1, label
-    assert "490 reconstructed, 10 failed" in told.out
+    assert "190 reconstructed, 10 failed" in told.out
     stamps = {path: path.stat().st_mtime_ns for path in output.rglob("sub-*.nii.gz")}
-    assert len(stamps) == 490
+    assert len(stamps) == 190
 
     for label in broken:
         shutil.rmtree(data / f"sub-{label}")
         write_subject(data / f"sub-{label}" / "anat", label)
     assert in_process(data, output) == 0
-    assert "10 reconstructed, 490 already there, 0 failed" in capsys.readouterr().out
+    assert "10 reconstructed, 190 already there, 0 failed" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     # All of them came from the same two volumes, so one right result vouches for its equals.
-    assert len(list(output.rglob("sub-*.json"))) == len(list(output.rglob("sub-*.nii.gz"))) == 500
+    assert len(list(output.rglob("sub-*.json"))) == len(list(output.rglob("sub-*.nii.gz"))) == 200
     assert len({path.read_bytes() for path in output.rglob("sub-*.nii.gz")}) == 1
     result = next(output.rglob("sub-*.nii.gz"))
     np.testing.assert_array_equal(nib.load(result).get_fdata(), 2 * nib.load(template).get_fdata())
@@ -211,13 +220,13 @@ def break_ten(data: Path) -> list[str]:
     t2("101").unlink()
     t2("102").with_name("sub-102_T1w.nii.gz").unlink()
     save("190", np.zeros(SHAPE))
-    save("210", np.where(whole > 250, np.nan, whole))  # not only outside the head
-    save("333", np.stack([whole, whole], -1))
-    save("404", whole, np.diag([1, 1, 4, 1]))
-    save("450", whole[:-1])
-    with gzip.open(t2("499"), "wb", compresslevel=1) as bomb:
+    save("120", np.where(whole > 250, np.nan, whole))  # not only outside the head
+    save("133", np.stack([whole, whole], -1))
+    save("144", whole, np.diag([1, 1, 4, 1]))
+    save("155", whole[:-1])
+    with gzip.open(t2("199"), "wb", compresslevel=1) as bomb:
         bomb.write(nib.Nifti1Image(whole.astype(np.float32), np.eye(4)).to_bytes() + bytes(2**27))
-    return ["003", "047", "101", "102", "190", "210", "333", "404", "450", "499"]
+    return ["003", "047", "101", "102", "190", "120", "133", "144", "155", "199"]
 
 
 def test_a_header_that_claims_terabytes(data, tmp_path, in_process, capsys):
@@ -261,7 +270,7 @@ def fuzzed(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "sub-01_T2w.nii.gz"
 
 
-@settings(max_examples=2000, deadline=60_000, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=60_000, database=None, suppress_health_check=list(HealthCheck))
 @given(content=damaged_scans())
 def test_only_one_sentence_errors_come_out_of_reading(fuzzed, content):
     fuzzed.write_bytes(content)
