@@ -2,9 +2,6 @@
 
 import base64
 import importlib.util
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -15,10 +12,12 @@ from conftest import REPO_ROOT
 from func.scans.nifti import image_of, read_volume, save_result, save_volume
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry, acquire, upsample
+from func.version import own_version
 
 SMALL_PHANTOM = """
+import func.demo
 from functools import partial
-baby.infant_brain = partial(baby.infant_brain, (48, 48, 48))
+func.demo.infant_brain = partial(func.demo.infant_brain, (48, 48, 48))
 """
 
 
@@ -42,12 +41,6 @@ def set_constants(notebook, **constants):
     cell.source = "\n".join(lines)
 
 
-def pictures(cell) -> int:
-    """How many pictures a cell shows that need no kernel, no network and no widget."""
-    shown = [output.data for output in cell.outputs if "data" in output]
-    return sum(base64.b64decode(data["image/png"]).startswith(b"\x89PNG") for data in shown if "image/png" in data)
-
-
 def run(notebook, monkeypatch) -> str:
     """Execute a notebook offline from the repository's root; everything that it printed."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -64,20 +57,22 @@ def test_it_begins_with_the_part_to_edit(notebook):
     assert code_cells(notebook)[0].source.startswith("# ---EDIT THIS PART---\n")
 
 
-def test_it_falls_back_on_the_phantom_where_the_hub_cannot_be_reached(notebook, monkeypatch, tmp_path):
+def test_it_falls_back_on_a_digital_infant_where_the_hub_cannot_be_reached(notebook, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "empty-cache"))
     set_constants(notebook, OUTPUT_DIR=tmp_path)
     imports = next(index for index, cell in enumerate(notebook.cells) if "functions as baby" in cell.source)
     notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(SMALL_PHANTOM))
     printed = run(notebook, monkeypatch)
-    assert "phantom takes the demo pair's place" in printed
+    assert "digital infant takes the demo pair's place" in printed
+    assert printed.index("digital infant of 3 months") < printed.index("dB")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"demo_inputs.png", "demo_result.png", "demo_zoom.png", "demo_differences.png", "demo.txt"} <= names
-    t2 = read_volume(tmp_path / "sub-phantom_acq-axial4mm_T2w.nii.gz")
-    result = read_volume(tmp_path / "sub-phantom_acq-axial4mm_desc-isotropic_T2w.nii.gz")
+    t2 = read_volume(tmp_path / "sub-digital_acq-axial4mm_T2w.nii.gz")
+    result = read_volume(tmp_path / "sub-digital_acq-axial4mm_desc-isotropic_T2w.nii.gz")
     assert result.shape == t2.shape
     np.testing.assert_allclose(result.affine, t2.affine, atol=1e-6)
-    assert read_sidecar(tmp_path / "sub-phantom_acq-axial4mm_desc-isotropic_T2w.nii.gz")["Weights"]["Name"] == "bundled"
+    sidecar = read_sidecar(tmp_path / "sub-digital_acq-axial4mm_desc-isotropic_T2w.nii.gz")
+    assert sidecar["Weights"]["Name"] == "bundled" and sidecar["Versions"]["BABY-AI"] == own_version()
     rows = [line.split() for line in (tmp_path / "demo.txt").read_text().splitlines()]
     psnr = {row[0]: float(row[1]) for row in rows if row and row[0] in ("cubic", "BABY-AI")}
     assert psnr["BABY-AI"] > psnr["cubic"]
@@ -90,59 +85,12 @@ def test_it_reconstructs_the_users_own_pair(notebook, monkeypatch, tmp_path, sma
     save_result(tmp_path / "sub-7_T2w.nii.gz", image_of(thick, small_head.t2.affine), slices.to_sidecar(1.0))
     results = tmp_path / "mine"
     set_constants(notebook, T1W=tmp_path / "sub-7_T1w.nii.gz", T2W=tmp_path / "sub-7_T2w.nii.gz", OUTPUT_DIR=results)
-    interactive = importlib.util.find_spec("ipyniivue") is not None
     printed = run(notebook, monkeypatch)
-    assert "No truth to compare with" in printed
+    assert "your infant" in printed and "No truth to compare with" in printed and "dB" not in printed
     assert (results / "sub-7_desc-isotropic_T2w.nii.gz").exists()
     assert not (results / "demo_differences.png").exists()
-    last = code_cells(notebook)[-1]
-    assert pictures(last) == 1
-    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in last.outputs) == (
-        interactive
-    )
-    assert ("ipyniivue is not installed" in printed) != interactive
-
-
-class FakeNiiVue:
-    def __init__(self, height):
-        self.height = height
-
-    def load_volumes(self, volumes):
-        self.volumes = [SimpleNamespace(**volume) for volume in volumes]
-
-
-def test_the_viewer_fades_the_result_over_its_input(notebook, monkeypatch):
-    """The call that ipyniivue 2.4 takes, whether it is installed here or not."""
-    links = []
-    widgets = SimpleNamespace(
-        FloatSlider=lambda value, **options: SimpleNamespace(value=value, **options),
-        VBox=list,
-        jslink=lambda one, other: links.append((one, other)),
-    )
-    monkeypatch.setitem(sys.modules, "ipyniivue", SimpleNamespace(NiiVue=FakeNiiVue))
-    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
-    shown = []
-    names = {
-        "t2_path": Path("t2.nii.gz"), "saved": Path("result.nii.gz"), "window": (0, np.float32(900)),
-        "display": shown.append, "result": SimpleNamespace(image="image"),
-        "baby": SimpleNamespace(three_planes=lambda images, window: shown.append(images)),
-    }  # fmt: skip
-    exec(code_cells(notebook)[-1].source, names)
-    (viewer, slider), planes = shown
-    assert [volume.path for volume in viewer.volumes] == ["t2.nii.gz", "result.nii.gz"]
-    assert {(volume.cal_min, volume.cal_max) for volume in viewer.volumes} == {(0.0, 900.0)}
-    assert links == [((slider, "value"), (viewer.volumes[1], "opacity"))]
-    assert planes == {"BABY-AI": "image"}
-
-
-def test_ipyniivue_takes_that_call(notebook, tmp_path, small_head):
-    pytest.importorskip("ipyniivue", reason="ipyniivue is not installed (pip install ipyniivue)")
-    paths = [tmp_path / name for name in ("below.nii.gz", "above.nii.gz")]
-    for path in paths:
-        save_volume(path, np.asarray(small_head.t2.dataobj), small_head.t2.affine)
-    names = {}
-    exec(code_cells(notebook)[-1].source.split("\n\n\n")[0], names)
-    box = names["fading_viewer"](*paths, (0, 900))
-    viewer, slider = box.children
-    assert [volume.name for volume in viewer.volumes] == ["below.nii.gz", "above.nii.gz"]
-    assert [volume.cal_max for volume in viewer.volumes] == [900, 900] and slider.value == viewer.volumes[1].opacity
+    assert ("ipyniivue is not installed" in printed) == (importlib.util.find_spec("ipyniivue") is None)
+    (slider,) = (cell for cell in code_cells(notebook) if "baby.Slider" in cell.source)
+    (shown,) = (output.data for output in slider.outputs if "data" in output)
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert base64.b64decode(shown["image/jpeg"]).startswith(b"\xff\xd8")

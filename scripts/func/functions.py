@@ -1,26 +1,32 @@
-"""What a notebook needs: load a network, reconstruct an infant, look at the result.
+"""What a notebook needs: load a network, read an infant's scans, reconstruct, look at the result, save it.
 
-Use it as `from func import functions as baby`. All but the two functions below lives in rooms of its own, and is only
+Use it as `from func import functions as baby`. All but the functions below lives in rooms of its own, and is only
 brought together here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 
+from func.demo import demo_scans, own_scans
 from func.errors import BabyAIError
 from func.networks.weights import Weights, load_weights
 from func.phantom import infant_brain
 from func.reconstruction.acquired import RawSettings
 from func.reconstruction.reconstructor import Progress, Reconstruction, Reconstructor
 from func.reports.figures import differences, three_planes, zoom
+from func.reports.results import describe
 from func.reports.scores import brain_mask, score_brain
-from func.scans.bids import find_pairs, result_path
-from func.scans.case import Case, read_case
+from func.reports.viewer import Slider, fading_viewer
+from func.scans.bids import Pair, find_pairs, put_together, result_path, stem_of
+from func.scans.case import Case, check_grids, read_cases
 from func.scans.hub import ATLAS_FILE, DEMO_T1_FILE, DEMO_T2_FILE, fetch, find_weights
-from func.scans.nifti import check_isotropic, check_same_grid, image_of, read_volume, save_result, save_volume
+from func.scans.nifti import image_of, read_volume, save_result, save_volume
 from func.scans.registration import register_rigid
 from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
@@ -34,11 +40,13 @@ __all__ = [
     "Case",
     "Reconstruction",
     "SliceGeometry",
+    "Slider",
     "acquire",
     "brain_mask",
-    "check_isotropic",
-    "check_same_grid",
+    "cubic_interpolation",
+    "demo_scans",
     "differences",
+    "fading_viewer",
     "fetch",
     "find_pairs",
     "find_weights",
@@ -46,13 +54,16 @@ __all__ = [
     "infant_brain",
     "load_network",
     "make_consistent",
-    "read_case",
+    "one_infant",
+    "own_scans",
+    "read_cases",
     "read_sidecar",
     "read_volume",
     "reconstruct",
     "register_rigid",
     "resample",
     "result_path",
+    "save",
     "save_result",
     "save_volume",
     "score_brain",
@@ -74,11 +85,20 @@ def load_network(choice: str = "bundled") -> Weights:
     return load_weights(find_weights(choice))
 
 
+def one_infant(t1: str | Path | None, t2s: Sequence[str | Path]) -> Pair:
+    """The files of one infant, of which one result is made; :func:`read_cases` reads them.
+
+    Args:
+        t1, t2s: NIfTI files or folders of DICOM files, each T2w with its JSON sidecar; the T1w may be None.
+    """
+    stacks = [Pair("", t1 and Path(t1), path, stem_of(path)) for path in map(Path, t2s)]
+    (pair,) = put_together(stacks)
+    return pair if pair.name else replace(pair, name=stacks[0].name)
+
+
 def reconstruct(
-    t1: nib.Nifti1Image | None,
-    t2: nib.Nifti1Image,
+    cases: Sequence[Case],
     weights: Weights,
-    sidecar: dict | None = None,
     space: str | None = None,
     progress: Progress | None = None,
     uncertainty: bool = False,
@@ -86,9 +106,8 @@ def reconstruct(
     """The isotropic T2w of one infant, as inference.py makes it, on the device that is there.
 
     Args:
-        t1, t2: images as :func:`read_volume` gives them; the T1w may be None.
+        cases: a case for each T2w stack of the infant, as :func:`read_cases` gives them.
         weights: as :func:`load_network` gives them.
-        sidecar: the BIDS entries of the T2w (:func:`read_sidecar`): slice thickness, spacing and direction.
         space: None for scans on one grid of 1 mm voxels; ``1mm``, ``t1`` or ``t2`` for scans as they were acquired.
         progress: called with (windows done, windows in all).
         uncertainty: also map where not to trust the result.
@@ -96,7 +115,39 @@ def reconstruct(
     Raises:
         BabyAIError: the scans do not go together, or not with the weights; the sentence says what to do.
     """
-    case = Case.of(t1, t2, sidecar)
+    if space is None:
+        check_grids(cases[0], atlas=weights.recipe == "babyai")
     reconstructor = Reconstructor(weights, uncertainty=uncertainty, progress=progress)
-    result = reconstructor.reconstruct(case, RawSettings(space) if space else None)
-    return replace(result, image=case.in_file_units(result.image))
+    if len(cases) > 1:
+        result = reconstructor.reconstruct_together(cases, RawSettings(space or "1mm"))
+    else:
+        result = reconstructor.reconstruct(cases[0], RawSettings(space) if space else None)
+    return replace(result, image=cases[0].in_file_units(result.image))
+
+
+def cubic_interpolation(cases: Sequence[Case], result: Reconstruction) -> nib.Nifti1Image:
+    """The first T2w on the grid of the result, by cubic splines: what a reconstruction must be better than."""
+    t2 = cases[0].in_file_units(cases[0].t2)
+    to_t2 = np.array(result.report.get("Registration", {}).get("T1wToT2w", np.eye(4)))
+    grid = result.image
+    return image_of(resample(t2, grid.shape, grid.affine, to_t2), grid.affine, grid)
+
+
+def save(path: Path, pair: Pair, cases: Sequence[Case], result: Reconstruction, made_with: dict) -> list[str]:
+    """Write a result with its JSON sidecar, which says from what and how it was made.
+
+    Args:
+        path: of the result, .nii.gz.
+        pair, cases, result: what was read, and what came of it.
+        made_with: further entries of the sidecar, on the weights and the settings.
+
+    Returns:
+        What is odd about the scans, a sentence each.
+
+    Raises:
+        BabyAIError: it could not be written.
+    """
+    sources = [scan.name for scan in (*pair.stacks, pair.t1) if scan]
+    sidecar = describe(cases[0], result, sources, made_with)
+    save_result(path, result.image, sidecar)
+    return sidecar["Warnings"]

@@ -19,6 +19,7 @@ import numpy as np
 
 from func.errors import BabyAIError
 from func.reports.case_figure import COLUMNS, ROWS, UNCERTAINTY_TOP, Scans, draw_figure, read_figure
+from func.reports.methods import methods, section, stacks_of
 from func.scans.bids import RESULT_ENTITY, stem_of
 from func.scans.files import atomic, save_json
 from func.scans.nifti import read_volume
@@ -101,9 +102,9 @@ def scans_of(
 
     A raw result lies in the T1w's world, or in the T2w's where the settings say ``t2``.
     """
-    registration = _part(sidecar, "Registration")
+    registration = section(sidecar, "Registration")
     t1_to_t2 = np.asarray(registration.get("T1wToT2w", np.eye(4)), float)
-    in_t2_world = _part(sidecar, "Settings").get("Space") == "t2"
+    in_t2_world = section(sidecar, "Settings").get("Space") == "t2"
     to_t1, to_t2 = (np.linalg.inv(t1_to_t2), np.eye(4)) if in_t2_world else (np.eye(4), t1_to_t2)
     return Scans(t1, t2, result, to_t1, to_t2, uncertainty, overlay=registration.get("Verdict") == "unsure")
 
@@ -178,7 +179,7 @@ def _page(output_dir: Path, files: list[Path]) -> str:
         rows=ROWS,
         uncertainty_top=f"{100 * UNCERTAINTY_TOP:.0f} %",
         has_uncertainty=any("uncertainty" in case["panels"] for case in cases),
-        methods=_methods([case["sidecar"] for case in cases]),
+        methods=methods([case["sidecar"] for case in cases]),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         folder=output_dir.resolve().name,
     )
@@ -219,8 +220,8 @@ def _case(figure: Path, output_dir: Path) -> dict | None:
 
 def _summary(sidecar: dict) -> dict[str, tuple[float | str | None, str]]:
     """The columns of the table: what to sort by, and what to show."""
-    quality, checks = _part(sidecar, "Quality"), _part(sidecar, "Checks")
-    seconds = [value for value in _part(sidecar, "Seconds").values() if isinstance(value, int | float)]
+    quality, checks = section(sidecar, "Quality"), section(sidecar, "Checks")
+    seconds = [value for value in section(sidecar, "Seconds").values() if isinstance(value, int | float)]
     return {
         "Plane": (quality.get("Plane"), str(quality.get("Plane") or "–")),
         "Thickness, mm": _number(quality.get("SliceThickness"), "{:.2f}"),
@@ -234,8 +235,8 @@ def _summary(sidecar: dict) -> dict[str, tuple[float | str | None, str]]:
 
 def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
     """Numbers on one case in named groups, as label and text."""
-    quality, checks = _part(sidecar, "Quality"), _part(sidecar, "Checks")
-    geometry, registration = _part(sidecar, "SliceGeometry"), _part(sidecar, "Registration")
+    quality, checks = section(sidecar, "Quality"), section(sidecar, "Checks")
+    geometry, registration = section(sidecar, "SliceGeometry"), section(sidecar, "Registration")
     slices = [
         ("Plane", quality.get("Plane")),
         ("Tilt", _text(quality.get("Obliqueness"), "{:.1f}°")),
@@ -262,10 +263,10 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Noise of the slices", _text(_percent(checks.get("NoiseOfSlices")), "{:.2f} %")),
         ("Damping", _text(checks.get("Damping"), "{:.3g}")),
         ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
-        ("90 % interval, median ±", _text(_part(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
+        ("90 % interval, median ±", _text(section(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
     ]
-    stacks = [(_stack_name(stack), _stack_agreement(stack)) for stack in _stacks(sidecar)]
-    times = [(part, _text(value, "{:.1f} s")) for part, value in _part(sidecar, "Seconds").items()]
+    stacks = [(_stack_name(stack), _stack_agreement(stack)) for stack in stacks_of(sidecar)]
+    times = [(part, _text(value, "{:.1f} s")) for part, value in section(sidecar, "Seconds").items()]
     groups = {
         "Slices": slices,
         "Input": inputs,
@@ -276,19 +277,13 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
     return {name: [(label, str(text)) for label, text in lines if text is not None] for name, lines in groups.items()}
 
 
-def _stacks(sidecar: dict) -> list[dict]:
-    """What is said of each of several stacks; empty for a single one."""
-    stacks = sidecar.get("Stacks")
-    return [stack for stack in stacks if isinstance(stack, dict)] if isinstance(stacks, list) else []
-
-
 def _stack_name(stack: dict) -> str:
     return stem_of(str(stack.get("Name", "–")))
 
 
 def _stack_agreement(stack: dict) -> str:
     """How the slices of one stack agree with the result, and how many of them were used."""
-    checks = _part(stack, "Checks")
+    checks = section(stack, "Checks")
     left_out = checks.get("SlicesLeftOut")
     texts = [
         _text(_percent(checks.get("SliceResidualAfter")), "residual {:.2f} %"),
@@ -300,9 +295,9 @@ def _stack_agreement(stack: dict) -> str:
 def _motion(sidecar: dict) -> list[dict]:
     """The motion found in each stack, as lines to draw over the time of acquisition."""
     drawn = []
-    for stack in _stacks(sidecar) or [sidecar]:
+    for stack in stacks_of(sidecar) or [sidecar]:
         try:
-            path = np.array(_part(stack, "Motion")["Path"], float).reshape(-1, 6)
+            path = np.array(section(stack, "Motion")["Path"], float).reshape(-1, 6)
         except (KeyError, ValueError, TypeError):
             continue
         if len(path) > 1 and np.isfinite(path).all():
@@ -322,48 +317,23 @@ def _chart(title: str, unit: str, values: np.ndarray) -> dict:
     return {"title": f"{title}, ± {top:.1f} {unit}", "lines": lines}
 
 
-def _methods(sidecars: list[dict]) -> list[str]:
-    """How the results were made, in a sentence for a methods section for each version and weights."""
-    thicknesses: dict[tuple[str, str, str], list[float]] = {}
-    for sidecar in sidecars:
-        versions = _part(sidecar, "Versions")
-        libraries = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "BABY-AI")
-        made = str(versions.get("BABY-AI", "(version unknown)")), _weights(sidecar), libraries
-        thickness = _part(sidecar, "Quality").get("SliceThickness")
-        thicknesses.setdefault(made, []).extend([thickness] if isinstance(thickness, int | float) else [])
-    sentences = []
-    for (version, weights, libraries), slices in sorted(thicknesses.items()):
-        span = "–".join(dict.fromkeys(f"{end:.3g}" for end in (min(slices), max(slices)))) if slices else "[...]"
-        sentences.append(
-            f"Isotropic T2w images were reconstructed from T2w images of {span} mm slices and T1w images of the same "
-            f"infants with BABY-AI {version} (weights {weights}; {libraries})."
-        )
-    return sentences
-
-
 def _origin(sidecar: dict) -> list[tuple[str, str]]:
     """How a result was made: sources, weights, settings and versions."""
-    computed = _part(sidecar, "Computed")
-    versions = ", ".join(f"{name} {number}" for name, number in _part(sidecar, "Versions").items())
+    computed = section(sidecar, "Computed")
+    versions = ", ".join(f"{name} {number}" for name, number in section(sidecar, "Versions").items())
     lines = [
         ("Sources", ", ".join(map(str, sidecar.get("Sources", [])))),
         ("Weights", _weights(sidecar)),
         ("Computed on", ", ".join(str(value) for value in computed.values())),
-        ("Settings", ", ".join(f"{key} {value}" for key, value in _part(sidecar, "Settings").items())),
+        ("Settings", ", ".join(f"{key} {value}" for key, value in section(sidecar, "Settings").items())),
         ("Versions", versions),
     ]
     return [(label, text) for label, text in lines if text]
 
 
 def _weights(sidecar: dict) -> str:
-    weights = _part(sidecar, "Weights")
+    weights = section(sidecar, "Weights")
     return f"{weights.get('Name', '–')} ({weights.get('Recipe', '–')}), SHA-256 {weights.get('SHA256', '–')}"
-
-
-def _part(sidecar: dict, key: str) -> dict:
-    """A JSON object inside a sidecar; empty where there is none."""
-    value = sidecar.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _percent(share) -> float | None:

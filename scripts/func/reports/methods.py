@@ -1,0 +1,110 @@
+"""How results were made, in words for the methods section of a paper.
+
+A paragraph for all results that were made alike; their number, slice thicknesses and motion are put together in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How one result was made, as far as results are told apart."""
+
+    version: str
+    weights: str
+    libraries: str
+    several: bool  # stacks put together
+    raw: bool
+    with_t1: bool
+    voxels: str
+    motion: bool  # whether it was searched for
+    agrees: bool  # with the measured slices
+
+
+def methods(sidecars: Iterable[dict]) -> list[str]:
+    """Paragraphs on how results were made, from their JSON sidecars; what these leave out stays open as ``[...]``."""
+    alike: dict[_Made, list[dict]] = {}
+    for sidecar in sidecars:
+        alike.setdefault(_made(sidecar), []).append(sidecar)
+    return [_paragraph(made, group) for made, group in sorted(alike.items(), key=lambda item: str(item[0]))]
+
+
+def _made(sidecar: dict) -> _Made:
+    versions, weights, settings = (section(sidecar, key) for key in ("Versions", "Weights", "Settings"))
+    stacks, space = stacks_of(sidecar), settings.get("Space")
+    sources = sidecar.get("Sources")
+    size = settings.get("VoxelSize")
+    voxels = "1 mm voxels"
+    if space == "t1":
+        voxels = "the T1w's own voxels"
+    elif size == "in-plane":
+        voxels = "voxels as small as the slices' pixels"
+    elif space and isinstance(size, int | float):
+        voxels = f"{size:g} mm voxels"
+    name = str(weights.get("Name", "[...]"))
+    return _Made(
+        str(versions.get("BABY-AI", "[...]")),
+        "the published weights" if name == "babyai" else f"the weights {Path(name).name}",
+        ", ".join(f"{library} {number}" for library, number in versions.items() if library != "BABY-AI"),
+        len(stacks) > 1,
+        bool(space),
+        isinstance(sources, list) and len(sources) > max(1, len(stacks)),
+        voxels,
+        any(section(stack, "Motion").get("Searched") for stack in stacks or [sidecar]),
+        weights.get("Recipe") != "babyai" and "SliceResidualAfter" in section(sidecar, "Checks"),
+    )
+
+
+def _paragraph(made: _Made, sidecars: list[dict]) -> str:
+    shas = {str(section(sidecar, "Weights").get("SHA256", "[...]"))[:12] for sidecar in sidecars}
+    stacks = [stack for sidecar in sidecars for stack in stacks_of(sidecar) or [sidecar]]
+    sentences = [
+        f"Isotropic T2w images (n = {len(sidecars)}, {made.voxels}) were reconstructed with BABY-AI {made.version} "
+        f"(A. Lennartsson; {made.weights}, SHA-256 {', '.join(sorted(shas))}; {made.libraries}), each from "
+        f"{_span([len(stacks_of(sidecar)) or 1 for sidecar in sidecars])} T2w stack{'s' if made.several else ''} of "
+        f"{_span(_thicknesses(sidecars))} mm slices"
+        f"{' and a T1w image of the same infant.' if made.with_t1 else ', without a T1w image.'}"
+    ]
+    if made.several and not made.with_t1:
+        sentences.append("The stacks were registered rigidly to the first of them; no network was used.")
+    elif made.raw and made.with_t1:
+        sentences.append("T2w and T1w were registered rigidly by mutual information.")
+    if made.motion:
+        found = sum(bool(section(stack, "Motion").get("Found")) for stack in stacks)
+        sentences.append(f"Motion between slices was searched for, and undone in {found} of {len(stacks)} stacks.")
+    if made.agrees:
+        sentences.append(
+            "The images were made to agree with the measured slices through a model of the slices' thickness, spacing, "
+            f"profile{', position and motion' if made.motion else ' and position'}."
+        )
+    return " ".join(sentences)
+
+
+def _thicknesses(sidecars: list[dict]) -> list[float]:
+    """Slice thicknesses of all stacks, mm, as far as they are stated."""
+    told = []
+    for sidecar in sidecars:
+        told += [section(stack, "SliceGeometry") for stack in stacks_of(sidecar)] or [section(sidecar, "Quality")]
+    found = [one.get("SliceThickness") for one in told]
+    return [thickness for thickness in found if isinstance(thickness, int | float)]
+
+
+def _span(values: list[float]) -> str:
+    """``4``, ``3.3–4``, or open where there is none."""
+    return "–".join(dict.fromkeys(f"{end:.3g}" for end in (min(values), max(values)))) if values else "[...]"
+
+
+def stacks_of(sidecar: dict) -> list[dict]:
+    """What is said of each of several stacks; empty for a single one."""
+    stacks = sidecar.get("Stacks")
+    return [stack for stack in stacks if isinstance(stack, dict)] if isinstance(stacks, list) else []
+
+
+def section(sidecar: dict, key: str) -> dict:
+    """A JSON object inside a sidecar; empty where there is none."""
+    value = sidecar.get(key)
+    return value if isinstance(value, dict) else {}
