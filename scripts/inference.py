@@ -254,10 +254,10 @@ def with_stated_slices(case: Case, arguments: argparse.Namespace) -> Case:
 
 def raw_settings(arguments: argparse.Namespace):
     """How raw scans are to be reconstructed; None where the scans lie on one grid."""
-    from func.reconstruction.acquired import RawSettings
-
     if not arguments.space:
         return None
+    from func.reconstruction.acquired import RawSettings
+
     return RawSettings(arguments.space, arguments.voxel_size, arguments.min_similarity, arguments.motion)
 
 
