@@ -21,7 +21,6 @@ from func.networks.guidance import CHANNELS, network_inputs
 from func.networks.weights import load_weights
 from func.phantom import infant_brain
 from func.reconstruction.reconstructor import Reconstructor
-from func.reports.scores import score_brain
 from func.scans.case import Case
 from func.scans.files import atomic
 from func.scans.head import box_around
@@ -55,7 +54,6 @@ class Stages:
     truth: np.ndarray
     geometry: SliceGeometry
     channels: tuple[int, ...]
-    gain: float  # dB over cubic interpolation
 
     def stacked(self, slices: np.ndarray) -> np.ndarray:
         """Slices drawn as thick as they are: each plane shows the slice that it lies in."""
@@ -98,13 +96,12 @@ def run_pipeline(weights_name: str) -> Stages:
     case = Case(phantom.t1, image_of(cubic, phantom.t2.affine), geometry.to_sidecar(1.0))
     result = Reconstructor(weights).reconstruct(case).image
     result = np.asarray(result.dataobj)
-    gain = score_brain(truth, result).psnr - score_brain(truth, cubic).psnr
     t1_scale, t2_scale = zero_based_scale(t1), zero_based_scale(truth)
     scaled = [t2_scale.apply(volume) for volume in (slices, cubic, result, truth)]
     inputs = network_inputs(t1_scale.apply(t1), scaled[1], scaled[0], geometry)
     detail = inputs[CHANNELS.index("suggested detail")]
     widths = (weights.network.head.in_channels, *(down.out_channels for down in weights.network.downs))
-    return Stages(t1_scale.apply(t1), *scaled[:2], detail, *scaled[2:], geometry, widths, gain)
+    return Stages(t1_scale.apply(t1), *scaled[:2], detail, *scaled[2:], geometry, widths)
 
 
 def draw(stages: Stages) -> Figure:
@@ -116,7 +113,15 @@ def draw(stages: Stages) -> Figure:
     thick = stages.stacked(stages.slices)
 
     write(canvas, 0.45, 6.45, "BABY-AI", 21, INK, weight="bold", ha="left")
-    write(canvas, 2.25, 6.45, "from thick-slice T2w and isotropic T1w to isotropic T2w", 14, MUTED, ha="left")
+    write(
+        canvas,
+        2.25,
+        6.45,
+        "from thick-slice T2w, of one stack or several, and isotropic T1w to isotropic T2w",
+        14,
+        MUTED,
+        ha="left",
+    )
     for x, title in ((1.65, "scans"), (4.75, "what is known"), (7.95, "network"), (10.95, "slices keep the last word")):
         write(canvas, x, 5.82, title, 12.5, MUTED)
     write(canvas, 14.1, 5.82, "isotropic T2w", 12.5, MUTED)
@@ -138,12 +143,13 @@ def draw(stages: Stages) -> Figure:
     put(figure, coronal_square(thick), (9.8, 3.55, 2.3, 2.0), T2_COLOUR, "measured slices  y")
     put(figure, coronal_square(again), (9.8, 0.95, 2.3, 2.0), RESULT_COLOUR, "slices of the result  Ax")
     write(canvas, 10.95, 3.19, "=", 17, INK, weight="bold")
-    write(canvas, 10.95, 0.3, "x + A′(AA′)⁻¹(y − Ax)", 13, INK)
+    write(canvas, 10.95, 0.42, "x + A′(AA′)⁻¹(y − Ax)", 13, INK)
+    write(canvas, 10.95, 0.14, "each slice where it lay, the head's motion included", 10.5, MUTED)
     arrow(canvas, (12.15, 3.15), (12.55, 3.15), RESULT_COLOUR)
 
     put(figure, crop(stages.result), (12.65, 1.9, 2.95, 2.7), RESULT_COLOUR, "")
     write(canvas, 14.12, 1.6, "1 mm in every direction", 10.5, INK)
-    write(canvas, 14.12, 1.25, f"here {stages.gain:+.1f} dB over cubic, on a digital infant", 10.5, MUTED)
+    write(canvas, 14.12, 1.25, f"here a digital infant of {AGE_MONTHS} months", 10.5, MUTED)
     return figure
 
 
@@ -192,7 +198,8 @@ def draw_network(canvas, channels: tuple[int, ...]) -> None:
         tops[level] = middle, 3.15 + height / 2
         left += width + gap
     write(canvas, 7.95, 1.25, "residual U-Net", 11.5, INK)
-    write(canvas, 7.95, 0.95, "adds to the T2w what the slices lost", 10.5, MUTED)
+    write(canvas, 7.95, 0.95, "adds to the T2w what the slices lost,", 10.5, MUTED)
+    write(canvas, 7.95, 0.68, "for each stack, and mirrored; the mean counts", 10.5, MUTED)
 
 
 def arrow(canvas, start, end, colour: str) -> None:

@@ -36,7 +36,9 @@ def test_a_raw_pair_is_registered_and_searched_for_motion():
         "T2w and T1w were registered rigidly by mutual information. Motion between slices was searched for, and "
         in told
     )
-    assert "undone in 0 of 1 stacks." in told and told.endswith(f"{AGREES}, position and motion.")
+    assert "undone in 0 of 1 stacks." in told and told.endswith(f"{AGREES} and position.")
+    (moved,) = methods([RAW | {"Motion": {"Searched": True, "Found": True}}])
+    assert "undone in 1 of 1 stacks." in moved and moved.endswith(f"{AGREES}, position and motion.")
     (still,) = methods([RAW | {"Motion": {"Searched": False}}])
     assert "Motion" not in still and still.endswith(f"{AGREES} and position.")
 

@@ -73,13 +73,14 @@ def _paragraph(made: _Made, sidecars: list[dict]) -> str:
         sentences.append("The stacks were registered rigidly to the first of them; no network was used.")
     elif made.raw and made.with_t1:
         sentences.append("T2w and T1w were registered rigidly by mutual information.")
+    found = 0
     if made.motion:
         found = sum(bool(section(stack, "Motion").get("Found")) for stack in stacks)
         sentences.append(f"Motion between slices was searched for, and undone in {found} of {len(stacks)} stacks.")
     if made.agrees:
         sentences.append(
             "The images were made to agree with the measured slices through a model of the slices' thickness, spacing, "
-            f"profile{', position and motion' if made.motion else ' and position'}."
+            f"profile{', position and motion' if found else ' and position'}."
         )
     return " ".join(sentences)
 

@@ -1,11 +1,28 @@
-"""docs/troubleshooting.md knows every message that a user can meet, and none that there is not."""
+"""The documentation: files and links that are there, and every message that a user can meet explained."""
 
 import ast
 import re
 
+import pytest
+
 from conftest import REPO_ROOT
 
+PAGES = [REPO_ROOT / "README.md", REPO_ROOT / "weights" / "README.md", *sorted((REPO_ROOT / "docs").glob("*.md"))]
 ANY = "\0"  # stands for names and numbers
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    text = page.read_text()
+    links = [page.parent / link.partition("#")[0] for link in re.findall(r"\]\(([^)#]+[^)]*)\)", text)]
+    links = [link for link in links if ":/" not in str(link)]
+    named = [REPO_ROOT / "scripts" / name for name in re.findall(r"`(func/[\w/]+(?:\.py|/))`", text)]
+    named += [REPO_ROOT / name for name in re.findall(r"(scripts/[\w/]+\.py|slurm/\w+\.sbatch)", text)]
+    assert not [path for path in [*links, *named] if not path.exists()]
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text().splitlines()) < 150
 
 
 def message_of(node: ast.AST) -> str:
