@@ -48,6 +48,8 @@ def test_several_stacks_with_motion():
     sources = ["a_T2w.nii", "b_T2w.nii", "c_T2w.nii"]
     (told,) = methods([RAW | {"Stacks": stacks, "Sources": [*sources, "sub-1_T1w.nii"]}])
     assert "each from 3 T2w stacks of 3–4 mm slices and a T1w image" in told and "undone in 2 of 3 stacks" in told
+    (told,) = methods([RAW | {"Stacks": stacks, "Sources": [*sources, "sub-1_T1w.nii"]}, RAW])
+    assert "(n = 2, " in told and "each from 1–3 T2w stacks" in told and "undone in 2 of 4 stacks" in told
     (told,) = methods([RAW | {"Stacks": stacks, "Sources": sources}])
     assert "slices, without a T1w image. The stacks were registered rigidly to the first of them; no network" in told
     assert "mutual information" not in told

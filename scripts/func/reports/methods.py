@@ -17,9 +17,9 @@ class _Made:
     version: str
     weights: str
     libraries: str
-    several: bool  # stacks put together
     raw: bool
     with_t1: bool
+    inferred: bool  # by a network; stacks without a T1w are only joined
     voxels: str
     motion: bool  # whether it was searched for
     agrees: bool  # with the measured slices
@@ -37,6 +37,7 @@ def _made(sidecar: dict) -> _Made:
     versions, weights, settings = (section(sidecar, key) for key in ("Versions", "Weights", "Settings"))
     stacks, space = stacks_of(sidecar), settings.get("Space")
     sources = sidecar.get("Sources")
+    with_t1 = isinstance(sources, list) and len(sources) > max(1, len(stacks))
     size = settings.get("VoxelSize")
     voxels = "1 mm voxels"
     if space == "t1":
@@ -50,9 +51,9 @@ def _made(sidecar: dict) -> _Made:
         str(versions.get("BABY-AI", "[...]")),
         "the published weights" if name == "babyai" else f"the weights {Path(name).name}",
         ", ".join(f"{library} {number}" for library, number in versions.items() if library != "BABY-AI"),
-        len(stacks) > 1,
         bool(space),
-        isinstance(sources, list) and len(sources) > max(1, len(stacks)),
+        with_t1,
+        with_t1 or len(stacks) <= 1,
         voxels,
         any(section(stack, "Motion").get("Searched") for stack in stacks or [sidecar]),
         weights.get("Recipe") != "babyai" and "SliceResidualAfter" in section(sidecar, "Checks"),
@@ -61,20 +62,21 @@ def _made(sidecar: dict) -> _Made:
 
 def _paragraph(made: _Made, sidecars: list[dict]) -> str:
     shas = {str(section(sidecar, "Weights").get("SHA256", "[...]"))[:12] for sidecar in sidecars}
-    stacks = [stack for sidecar in sidecars for stack in stacks_of(sidecar) or [sidecar]]
+    counts = [len(stacks_of(sidecar)) or 1 for sidecar in sidecars]
     sentences = [
         f"Isotropic T2w images (n = {len(sidecars)}, {made.voxels}) were reconstructed with BABY-AI {made.version} "
         f"(A. Lennartsson; {made.weights}, SHA-256 {', '.join(sorted(shas))}; {made.libraries}), each from "
-        f"{_span([len(stacks_of(sidecar)) or 1 for sidecar in sidecars])} T2w stack{'s' if made.several else ''} of "
+        f"{_span(counts)} T2w stack{'s' if max(counts) > 1 else ''} of "
         f"{_span(_thicknesses(sidecars))} mm slices"
         f"{' and a T1w image of the same infant.' if made.with_t1 else ', without a T1w image.'}"
     ]
-    if made.several and not made.with_t1:
+    if not made.inferred:
         sentences.append("The stacks were registered rigidly to the first of them; no network was used.")
     elif made.raw and made.with_t1:
         sentences.append("T2w and T1w were registered rigidly by mutual information.")
     found = 0
     if made.motion:
+        stacks = [stack for sidecar in sidecars for stack in stacks_of(sidecar) or [sidecar]]
         found = sum(bool(section(stack, "Motion").get("Found")) for stack in stacks)
         sentences.append(f"Motion between slices was searched for, and undone in {found} of {len(stacks)} stacks.")
     if made.agrees:
