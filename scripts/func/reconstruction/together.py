@@ -79,7 +79,7 @@ class PlacedStack:
         searched = None
         if settings.motion != "off" and head.t1 is not None:
             order = order_of_acquisition(case.sidecar, head.geometry.count)
-            searched = find_motion(head.t1, head.slices, head.geometry, order)
+            searched = find_motion(head.t1, head.slices, head.geometry, order, only_if_moved=settings.motion == "auto")
         motion = searched if searched and (searched.moved or settings.motion == "on") else None
         return cls(case, working, head, affine, working.t1_to_t2, motion, searched, 1.0, kept)
 

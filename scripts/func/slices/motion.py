@@ -12,7 +12,7 @@ Positions are voxels of a working grid of 1 mm voxels with the slices last (see 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +22,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from func.networks.guidance import profile_width
+from func.slices.filters import smooth
 from func.slices.geometry import SliceGeometry
 
 # Set with the same few scans in view: simulated stacks that lay still had a spread of 0.3 to 0.9 mm, real heads up to
@@ -35,10 +36,12 @@ _RIM = 3  # voxels at the head's edge that do not count where only its inside is
 # How the volume takes over the slices' contrast: it has it; by its own values; by those of the head in each voxel.
 _SAME, _WHOLE, _OF_HEAD = "same", "whole", "of the head"
 _REACH = 4  # voxels around the head in which pixels count
-# In-plane smoothing, voxels, and how many steps are made with it; at each level the T1w takes over the slices'
-# intensities anew.
+# In-plane smoothing, mm, and how many steps are made with it, on voxels of 2 and of 1 mm; at each level the T1w takes
+# over the slices' intensities anew.
 _COARSE = ((3.0, 4), (1.5, 4))
+_MIDDLE = ((1.5, 3),)
 _FINE = ((1.5, 3), (0.8, 4))
+_LARGE = 2  # mm: voxels for a first look, which tells most heads that lay still from those that moved
 _INDEPENDENT = 0.05  # share of the pixels that tell something of their own: what a volume lacks, it lacks over an area
 _STEP = 0.15  # mm that a head moves from one slice to the next, but for jumps
 _LOOSE_STEP = 3.0  # mm, while the order of acquisition is not known
@@ -52,6 +55,9 @@ _FULL = 0.5  # of the fullest slice's head: slices with less say little about mo
 _DARK = 0.02  # of the brightest: what is fainter and reaches the air is air
 _MOSTLY = 0.7  # of a pixel: so much of it must be head to tell the head's intensity
 _BINS = 64
+_SURELY_STILL = 0.88  # see Motion.unexplained, of large voxels
+
+Levels = tuple[tuple[float, int], ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ def find_motion(
     groups: np.ndarray | None = None,
     same_contrast: bool = False,
     start: Motion | None = None,
+    only_if_moved: bool = False,
 ) -> Motion:
     """Find where each slice fits a volume of the same head.
 
@@ -135,25 +142,53 @@ def find_motion(
             All zero: one pose for the stack.
         same_contrast: the volume has the slices' contrast; else it is a T1w.
         start: only refine this motion.
+        only_if_moved: a rough motion will do where the head lay still.
     """
     # A T1w that is dark at its edge is best followed inside the head, one of little contrast there by its outline as
     # well. What comes to explain the slices so much better is right.
-    fits = [_Fit(volume, slices, geometry, kind) for kind in ((_SAME,) if same_contrast else (_WHOLE, _OF_HEAD))]
-    return min((_found(fit, groups, start) for fit in fits), key=lambda motion: motion.unexplained)
+    kinds = (_SAME,) if same_contrast else (_WHOLE, _OF_HEAD)
+    halved = _halved(volume, slices, geometry)
+    rough = _roughly([_Fit(*halved, kind, _LARGE) for kind in kinds], groups, start)
+    found = []
+    for kind, motion in zip(kinds, rough, strict=True):
+        if motion.unexplained < _SURELY_STILL or not only_if_moved:
+            fit = _Fit(volume, slices, geometry, kind)
+            poses = fit.refined(motion.parameters, motion.groups, _FINE)
+            found.append(fit.motion(poses, motion.groups, _FINE))
+    return min(found or rough, key=lambda motion: motion.unexplained)
 
 
-def _found(fit: _Fit, groups: np.ndarray | None, start: Motion | None) -> Motion:
-    """The motion by which one kind of likeness is greatest."""
+def _roughly(fits: list[_Fit], groups: np.ndarray | None, start: Motion | None) -> list[Motion]:
+    """The motion by which each kind of likeness is greatest, as large voxels show it; one order of acquisition."""
+    count = len(fits[0].full)
     if start is not None:
-        return fit.motion(fit.refined(start.parameters, start.groups, _FINE), start.groups)
-    count = len(fit.full)
-    if groups is None:
-        loose = fit.refined(np.zeros((count, 6)), np.arange(count), _COARSE, _LOOSE_STEP)
-        groups = _likeliest_order(loose[fit.full], np.flatnonzero(fit.full), count)
-        parameters = loose[np.argsort(groups)]
+        parameters, groups = [start.parameters] * len(fits), start.groups
+    elif groups is not None:
+        parameters = [fit.refined(np.zeros((groups.max() + 1, 6)), groups, _COARSE) for fit in fits]
     else:
-        parameters = fit.refined(np.zeros((groups.max() + 1, 6)), groups, _COARSE)
-    return fit.motion(fit.refined(parameters, groups, _FINE), groups)
+        loose = [fit.refined(np.zeros((count, 6)), np.arange(count), _COARSE, _LOOSE_STEP) for fit in fits]
+        # One kind may be too noisy to show the interleaving, which the other shows clearly.
+        interleaving = max(
+            _interleaving(poses[fit.full], np.flatnonzero(fit.full)) for poses, fit in zip(loose, fits, strict=True)
+        )
+        groups = _interleaved(interleaving, count)
+        parameters = [poses[np.argsort(groups)] for poses in loose]
+    poses = [fit.refined(start, groups, _MIDDLE) for fit, start in zip(fits, parameters, strict=True)]
+    return [fit.motion(parameters, groups, _MIDDLE) for fit, parameters in zip(fits, poses, strict=True)]
+
+
+def _halved(
+    volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry
+) -> tuple[np.ndarray, np.ndarray, SliceGeometry]:
+    """Volume and slices in voxels of 2 mm."""
+
+    def mean(array: np.ndarray, depth: int) -> np.ndarray:
+        tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
+        return functional.avg_pool3d(tensor, (_LARGE, _LARGE, depth), ceil_mode=True)[0].numpy()
+
+    first = (geometry.first_center - (_LARGE - 1) / 2) / _LARGE
+    lengths = {"thickness": geometry.thickness / _LARGE, "spacing": geometry.spacing / _LARGE, "first_center": first}
+    return mean(volume, _LARGE), mean(slices, 1), replace(geometry, **lengths)
 
 
 def head_of(t1: np.ndarray) -> np.ndarray:
@@ -192,45 +227,62 @@ def in_intensities_of(
 
 
 class _Fit:
-    """Slices and a volume of the same head, and the poses that lay the ones where they fit the other."""
+    """Slices and a volume of the same head, and the poses that lay the ones where they fit the other.
 
-    def __init__(self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, kind: str) -> None:
-        self._volume, self._slices, self._kind = volume, slices, kind
+    Args:
+        volume, slices, geometry: see :func:`find_motion`, in voxels of ``size`` mm.
+        kind: how the volume takes over the slices' contrast.
+        size: of the voxels, mm. Poses and centre are those of voxels of 1 mm all the same.
+    """
+
+    def __init__(
+        self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, kind: str, size: int = 1
+    ) -> None:
+        self._volume, self._slices, self._kind, self._size = volume, slices, kind, size
         self._width = profile_width(geometry)
         self._head = head_of(volume) if kind == _OF_HEAD else (volume > 0).astype(np.float32)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
-        self.center = np.array(ndimage.center_of_mass(head))
+        self.center = self._in_mm(np.array(ndimage.center_of_mass(head)))
         planes = np.clip(np.rint(geometry.centers).astype(int), 0, volume.shape[2] - 1)
         if kind == _OF_HEAD:
-            counted = ndimage.binary_erosion(ndimage.binary_fill_holes(head), iterations=_RIM)
+            counted = ndimage.binary_erosion(ndimage.binary_fill_holes(head), iterations=_RIM // size)
         else:
-            counted = ndimage.binary_dilation(head, iterations=_REACH)
+            counted = ndimage.binary_dilation(head, iterations=_REACH // size)
         counted = counted[::_STRIDE, ::_STRIDE, planes]
         # By slice, so that a slice's pixels lie together.
         which, *pixels = np.nonzero(np.moveaxis(counted, 2, 0))
         self._pixels, self._which = _STRIDE * np.array(pixels), which
-        self._points = np.column_stack([*self._pixels, geometry.centers[which]])
+        self._points = self._in_mm(np.column_stack([*self._pixels, geometry.centers[which]]))
         self._bounds = np.searchsorted(which, np.arange(geometry.count + 1))
         sizes = head[:, :, planes].sum(axis=(0, 1))
         self.full = sizes > _FULL * sizes.max()
 
-    def motion(self, parameters: np.ndarray, groups: np.ndarray) -> Motion:
-        """Poses as a motion, with how much better the volume explains the slices there.
+    def _in_mm(self, voxels: np.ndarray) -> np.ndarray:
+        """Voxels of this size, shape (..., 3), as voxels of 1 mm."""
+        return self._size * voxels + (self._size - 1) / 2
+
+    def motion(self, parameters: np.ndarray, groups: np.ndarray, levels: Levels) -> Motion:
+        """Poses as a motion, with how much better the volume explains the slices there, smoothed as on the last level.
 
         The few slices that gain most by it do not count: one that is spoilt may fit another place by chance.
         """
-        found, none = (self._unexplained(poses[groups]) for poses in (parameters, np.zeros_like(parameters)))
+        shown = self._shown(levels[-1][0])
+        found, none = (
+            self._unexplained(poses[groups], shown, levels[-1][0]) for poses in (parameters, np.zeros_like(parameters))
+        )
         counted = np.flatnonzero(self.full)
         counted = counted[np.argsort((none - found)[counted])][: len(counted) - math.ceil(_BY_CHANCE * len(counted))]
         ratio = found[counted].sum() / max(none[counted].sum(), 1e-6)
         return Motion(parameters, groups, self.center, self.full, float(ratio))
 
-    def _unexplained(self, poses: np.ndarray) -> np.ndarray:
+    def _shown(self, sigma: float) -> np.ndarray:
+        """The pixels that are looked at, of slices smoothed in-plane, shape (N,)."""
+        smoothed = smooth(self._slices, (sigma / self._size, sigma / self._size, 0))
+        return smoothed[self._pixels[0], self._pixels[1], self._which]
+
+    def _unexplained(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
         """Of each slice, what the volume seen in these places does not explain in the head: (count,), squares."""
-        sigma, _ = _FINE[-1]
-        smooth = ndimage.gaussian_filter(self._slices, (sigma, sigma, 0))
-        shown = smooth[self._pixels[0], self._pixels[1], self._which]
-        (seen,) = _sampled(self._maps(poses, shown, sigma)[:1], self._moved(poses))
+        (seen,) = self._sampled(self._seen(poses, shown, sigma)[None], self._moved(poses))
         head = seen > _FAINTEST * seen.max()
         if head.sum() < 2:
             return np.ones(len(self.full))
@@ -238,30 +290,35 @@ class _Fit:
         missed = np.square(shown[head] - slope * seen[head] - intercept) / np.var(shown[head]) / head.sum()
         return np.bincount(self._which[head], missed, len(self.full))
 
-    def refined(
-        self, parameters: np.ndarray, groups: np.ndarray, levels: tuple[tuple[float, int], ...], step: float = _STEP
-    ) -> np.ndarray:
+    def refined(self, parameters: np.ndarray, groups: np.ndarray, levels: Levels, step: float = _STEP) -> np.ndarray:
         """Poses after Gauss-Newton steps on smoothed slices, level by level; ``step``: see :func:`_solved`."""
         for sigma, steps in levels:
-            smooth = ndimage.gaussian_filter(self._slices, (sigma, sigma, 0))
-            shown = smooth[self._pixels[0], self._pixels[1], self._which]
-            maps = self._maps(parameters[groups], shown, sigma)
+            shown = self._shown(sigma)
+            seen = self._seen(parameters[groups], shown, sigma)
+            maps = np.stack([seen, *np.gradient(seen, self._size)])
             for _ in range(steps):
                 parameters = self._stepped(parameters, groups, shown, maps, step)
         return parameters
 
-    def _maps(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
-        """The volume in the slices' contrast, seen through their profile, and its three slopes."""
-        volume, width = self._volume, (sigma, sigma, self._width)
+    def _seen(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
+        """The volume in the slices' contrast, seen through their profile."""
+        volume, width = self._volume, (sigma / self._size, sigma / self._size, self._width)
         if self._kind != _SAME:
             places = self._moved(poses)
-            (seen,) = _sampled(ndimage.gaussian_filter(volume, width)[None], places)
+            (seen,) = self._sampled(smooth(volume, width)[None], places)
             share = (seen > _FAINTEST * np.percentile(seen, 99)).astype(float)
             if self._kind == _OF_HEAD:
-                (share,) = _sampled(ndimage.gaussian_filter(self._head, width)[None], places)
+                (share,) = self._sampled(smooth(self._head, width)[None], places)
             volume = in_intensities_of(volume, self._head, seen, share, shown, self._kind == _WHOLE)
-        blurred = ndimage.gaussian_filter(volume, width)
-        return np.stack([blurred, *np.gradient(blurred)])
+        return smooth(volume, width)
+
+    def _sampled(self, volumes: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Tri-linear values (C, N) of volumes (C, X, Y, Z) at points (N, 3) in mm; beyond the edge, the edge's."""
+        voxels = (points - (self._size - 1) / 2) / self._size
+        grid = (2 * voxels / (np.array(volumes.shape[1:]) - 1) - 1)[None, None, None, :, ::-1]
+        grid, volumes = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in (grid, volumes))
+        values = functional.grid_sample(volumes[None], grid, padding_mode="border", align_corners=True)
+        return values[0, :, 0, 0].numpy().astype(float)
 
     def _moved(self, poses: np.ndarray) -> np.ndarray:
         """Where the pixels come to lie in the volume, shape (N, 3), by a pose for each slice."""
@@ -273,7 +330,7 @@ class _Fit:
         self, parameters: np.ndarray, groups: np.ndarray, shown: np.ndarray, maps: np.ndarray, step: float
     ) -> np.ndarray:
         moved = self._moved(parameters[groups])
-        seen, *slopes = _sampled(maps, moved)
+        seen, *slopes = self._sampled(maps, moved)
         slopes = np.stack(slopes, axis=1)
         arms = moved - self.center - parameters[groups][self._which, 3:]
         slopes = np.concatenate([np.cross(arms, slopes) / _RADIUS, slopes], axis=1)
@@ -285,7 +342,8 @@ class _Fit:
         # Where both are air they agree, which tells nothing of how well they do in the head.
         head = (seen > _FAINTEST * seen.max()) | (shown > _FAINTEST * shown.max())
         scale = 1.4826 * float(np.median(np.abs(error[head]))) + 1e-9
-        weights = np.square(np.clip(1 - np.square(error / (_OUTLYING * scale)), 0, None)) * _INDEPENDENT / scale**2
+        weights = np.square(np.clip(1 - np.square(error / (_OUTLYING * scale)), 0, None))
+        weights *= _INDEPENDENT * self._size**2 / scale**2
         normals, targets = np.zeros((len(parameters), 6, 6)), np.zeros((len(parameters), 6))
         for index, part in self._parts():
             weighted = slopes[part].T * weights[part]
@@ -320,31 +378,27 @@ def _solved(parameters: np.ndarray, normals: np.ndarray, targets: np.ndarray, st
     return parameters + change * np.minimum(1, _LONGEST_STEP / longest)
 
 
-def _likeliest_order(poses: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
-    """The order of acquisition that makes the path shortest on which the poses of slices lie, shape (count,), from 0.
+def _interleaved(every: int, count: int) -> np.ndarray:
+    """When each slice is acquired: first each ``every``-th from the first on, then those beside them: (count,)."""
+    return np.argsort(np.concatenate([np.arange(first, count, every) for first in range(every)]))
+
+
+def _interleaving(poses: np.ndarray, indices: np.ndarray) -> int:
+    """The interleaving (:func:`_interleaved`) that makes the path shortest on which the poses of slices lie.
 
     Args:
         poses: of the slices ``indices``, shape (len(indices), 6).
     """
+    if len(indices) < 2:
+        return 1
 
-    def order(interleaving: int) -> np.ndarray:
-        return np.argsort(np.concatenate([np.arange(first, count, interleaving) for first in range(interleaving)]))
-
-    def path(interleaving: int) -> float:
-        in_time = poses[np.argsort(order(interleaving)[indices])]
+    def path(every: int) -> float:
+        in_time = poses[np.argsort(_interleaved(every, indices.max() + 1)[indices])]
         # The median: a path may have jumps.
-        return float(np.median(np.linalg.norm(np.diff(in_time, axis=0), axis=1))) if len(poses) > 1 else 0.0
+        return float(np.median(np.linalg.norm(np.diff(in_time, axis=0), axis=1)))
 
     likeliest = 1
-    for interleaving in _INTERLEAVINGS:
-        if path(interleaving) < _SURELY * path(likeliest):
-            likeliest = interleaving
-    return order(likeliest)
-
-
-def _sampled(volumes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Tri-linear values (C, N) of volumes (C, X, Y, Z) at points (N, 3) in voxels; beyond the edge, the edge's."""
-    grid = (2 * points / (np.array(volumes.shape[1:]) - 1) - 1)[None, None, None, :, ::-1]
-    grid, volumes = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in (grid, volumes))
-    values = functional.grid_sample(volumes[None], grid, padding_mode="border", align_corners=True)
-    return values[0, :, 0, 0].numpy().astype(float)
+    for every in _INTERLEAVINGS:
+        if path(every) < _SURELY * path(likeliest):
+            likeliest = every
+    return likeliest
