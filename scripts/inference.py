@@ -320,7 +320,7 @@ def add_one_infant(group: argparse._ArgumentGroup) -> None:
     )
     add("--output", type=Path, metavar="FILE", help="the result, .nii.gz or .nii")
     add("--mask", type=Path, nargs="+", metavar="FILE", help="where the head is in each T2W, as a fetus's; else is air")
-    add("--residual-map", type=Path, metavar="FILE", help="also write how far the result's slices miss the T2W")
+    add("--residual-map", type=Path, nargs="+", metavar="FILE", help="also write how far the result misses each T2W")
 
 
 def add_folder(group: argparse._ArgumentGroup) -> None:
@@ -426,16 +426,16 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--mask needs one mask for each --t2, in the same order")
     if arguments.stacks == "together" and not arguments.space:
         parser.error("--stacks together is for raw scans; give --space as well")
-    if len(arguments.t2 or ()) > 1 and (arguments.residual_map or arguments.uncertainty):
-        parser.error("--residual-map and --uncertainty are for a single T2w stack")
     if not arguments.space and any((arguments.thickness, arguments.spacing, arguments.profile)):
         parser.error("--thickness, --spacing and --profile are for raw scans (--t2 and --output, or --space)")
     if arguments.residual_map and not all(one):
         parser.error("--residual-map is for one raw infant (--t2, --output)")
+    if arguments.residual_map and len(arguments.residual_map) != len(arguments.t2):
+        parser.error("--residual-map needs one file for each --t2, in the same order")
     if arguments.bids and not any(one) and arguments.output_dir.resolve() == arguments.data_dir.resolve():
         parser.error("--bids makes a dataset of its own, which needs an --output-dir other than --data-dir")
     inputs = [arguments.t1, *(arguments.t2 or ()), *(arguments.mask or ())]
-    check_outputs(parser, inputs, [arguments.output, arguments.residual_map])
+    check_outputs(parser, inputs, [arguments.output, *(arguments.residual_map or ())])
 
 
 def check_outputs(parser: argparse.ArgumentParser, inputs: list[Path | None], outputs: list[Path | None]) -> None:

@@ -100,6 +100,6 @@ def test_the_residual_map_is_what_the_slices_measured_less_what_the_result_shows
     t1 = image_of(1.2 * (textured > 0) - 0.5 * textured, np.eye(4))
     result = reconstruct(t1, image_of(t2, np.eye(4)), weights_of(Unchanged()), GEOMETRY)
     shown = measured_slices(t2, GEOMETRY) - acquire(array_of(result.image), GEOMETRY)
-    residual, head = array_of(result.residual), acquire(textured, GEOMETRY) > 0.3
+    residual, head = array_of(result.residuals[0]), acquire(textured, GEOMETRY) > 0.3
     assert np.std(residual[head]) > 7  # of the noise's 35
     np.testing.assert_allclose(residual[head], shown[head], atol=2)

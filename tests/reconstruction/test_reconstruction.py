@@ -56,8 +56,8 @@ def test_the_result_agrees_with_the_measured_slices(head, network, axis):
     checks = result.report["Checks"]
     assert checks["SliceResidualAfter"] < 0.5 * checks["SliceResidualBefore"]
     assert result.image.shape == SHAPE and result.image.get_data_dtype() == np.float32
-    assert result.residual.shape[axis] == geometry.count
-    first = nib.affines.apply_affine(result.residual.affine, [0, 0, 0])
+    assert result.residuals[0].shape[axis] == geometry.count
+    first = nib.affines.apply_affine(result.residuals[0].affine, [0, 0, 0])
     expected = np.zeros(3)
     expected[axis] = geometry.first_center
     np.testing.assert_allclose(first, nib.affines.apply_affine(AFFINE, expected), atol=1e-5)
@@ -136,7 +136,7 @@ def test_without_geometry_the_network_is_on_its_own(head, network):
     t1, t2 = head
     result = reconstruct(t1, t2, weights_of(network))
     assert result.report["SliceGeometry"]["Source"] == "unknown"
-    assert result.residual is None and result.report["Checks"] == {}
+    assert not result.residuals and result.report["Checks"] == {}
 
 
 def test_seams_are_invisible(head, network):

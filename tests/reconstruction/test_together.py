@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from func.reconstruction import acquired
@@ -43,9 +44,9 @@ def stack(head, plane, **how) -> nib.Nifti1Image:
     return scanned(head[1], axis, THICKNESS, COUNTS[axis], **how)
 
 
-def together(head, stacks, t1=True, **settings):
+def together(head, stacks, t1=True, uncertainty=False, **settings):
     cases = [Case.of(head[0] if t1 else None, one, {"SliceThickness": THICKNESS}) for one in stacks]
-    reconstructor = Reconstructor(weights_of(Unchanged()))
+    reconstructor = Reconstructor(weights_of(Unchanged()), uncertainty=uncertainty)
     raw = RawSettings(**settings)
     if len(cases) == 1:
         return reconstructor.reconstruct(cases[0], raw)
@@ -109,7 +110,7 @@ def test_a_jump_in_mid_stack_is_undone(head):
     )
     assert auto.report["Motion"]["Found"] and not best.report["Motion"]["Found"]
     assert np.array(auto.report["Motion"]["Poses"]).shape == (20, 4, 4)
-    assert auto.residual.shape == moved.shape
+    assert auto.residuals[0].shape == moved.shape
     assert error(auto, head) < 0.6 * error(off, head)
     assert error(auto, head) < 1.5 * error(best, head)
 
@@ -128,3 +129,21 @@ def test_stacks_are_joined_without_a_t1(head):
     assert any("nothing was inferred" in warning for warning in result.warnings)
     alone = together(head, stacks[:1], t1=False)
     assert error(result, head) < 0.75 * error(alone, head)
+
+
+def test_each_stack_has_a_map_of_what_the_result_misses_and_the_result_an_uncertainty(head):
+    """The maps are in the intensities of the stack, the uncertainty in those of the first."""
+    axial, coronal = stack(head, "axial"), stack(head, "coronal")
+    coronal = nib.Nifti1Image(3 * coronal.get_fdata(dtype=np.float32), coronal.affine)
+    result = together(head, [axial, coronal], uncertainty=True, motion="off")
+    checks = [entry["Checks"] for entry in result.report["Stacks"]]
+    for scan, axis, residual, check in zip((axial, coronal), (2, 1), result.residuals, checks, strict=True):
+        values = np.moveaxis(scan.get_fdata(), axis, 2)
+        assert residual.shape == values.shape
+        corner = np.insert([5, 7], axis, 9)
+        np.testing.assert_allclose(apply_affine(residual.affine, [5, 7, 9]), apply_affine(scan.affine, corner))
+        missed = np.asarray(residual.dataobj)[values > 0.05 * values.max()]
+        assert np.sqrt(np.mean(missed**2)) < 2 * check["SliceResidualAfter"] * np.percentile(values[values > 0], 99)
+        assert 0 < np.abs(missed).max() < 0.5 * values.max()
+    width, image = (np.asarray(one.dataobj) for one in (result.uncertainty, result.image))
+    assert width.shape == image.shape and (width[image > 0.2 * image.max()] > 0).all()

@@ -99,7 +99,7 @@ def test_it_is_reconstructed_along_its_slices(scans):
     stated = reconstruct(t1_image, t2_image, WEIGHTS, sidecar={"SliceThickness": 3.0}).report["SliceGeometry"]
     assert stated["SliceThickness"] == 3 and stated["SpacingBetweenSlices"] == pytest.approx(4, rel=2e-3)
     # The residual lies where the slices do.
-    seen = nib.affines.apply_affine(result.residual.affine, [[0, 0, 0], [0, 0, 1]])
+    seen = nib.affines.apply_affine(result.residuals[0].affine, [[0, 0, 0], [0, 0, 1]])
     assert np.linalg.norm(seen[1] - seen[0]) == pytest.approx(4, rel=2e-3)
 
 

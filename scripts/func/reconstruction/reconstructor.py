@@ -44,7 +44,8 @@ class Reconstruction:
         image: float32, in the T2w's own intensities.
         report: what was done and found (plain values, for the JSON sidecar).
         warnings: what was odd, a sentence each.
-        residual: measured slices minus those of the result, on the slices' own grid; None without slice geometry.
+        residuals: of each stack the measured slices minus those of the result, on the slices' own grid; none without
+            slice geometry.
         uncertainty: where asked for, the half-width of the interval around each voxel that held nine in ten of the
             true values in infants the bundled weights had not seen.
     """
@@ -52,7 +53,7 @@ class Reconstruction:
     image: nib.Nifti1Image
     report: dict
     warnings: tuple[str, ...] = ()
-    residual: nib.Nifti1Image | None = None
+    residuals: tuple[nib.Nifti1Image, ...] = ()
     uncertainty: nib.Nifti1Image | None = None
 
 
@@ -143,14 +144,15 @@ class Reconstructor:
         infers = together.t1 is not None
         if not infers:
             warn("Without a T1w nothing was inferred: the stacks were registered to each other and joined.")
-        if self.uncertainty:
-            warn("There is no uncertainty for stacks put together or moving slices: none was calibrated for them.")
+            if self.uncertainty:
+                warn("Without a T1w there is no uncertainty of stacks put together: no network ran.")
         if together.moved:
             volume = together.first_volume()
             stopwatch.lap("Motion")
         else:
             volume = None
-        estimate = together.estimate(self.propose if infers else None, volume)
+        estimates = together.estimates(self.propose if infers else None, volume)
+        estimate = estimates.mean(axis=0)
         stopwatch.lap("Network")
         volume = together.agreed(estimate)
         stopwatch.lap("Consistency")
@@ -159,10 +161,14 @@ class Reconstructor:
             stopwatch.lap("Motion")
             volume = together.agreed(estimate)
             stopwatch.lap("Consistency")
-        image = together.image(volume)
+        width = None
+        if self.uncertainty and infers:
+            width = together.image_of_widths(together.half_width(estimates, volume))
+            stopwatch.lap("Uncertainty")
+        image, residuals = together.image(volume), together.residual_images(volume)
         stopwatch.lap("Result")
         report = {**together.report(volume), "Seconds": stopwatch.seconds, "Computed": self._computed()}
-        return Reconstruction(image, report, residual=together.residual_image(volume))
+        return Reconstruction(image, report, residuals=residuals, uncertainty=width)
 
     def _reconstruct(self, case: Case, raw: RawSettings | None) -> Reconstruction:
         """The one path: working grid, network, agreement with the slices, and back."""
@@ -184,12 +190,12 @@ class Reconstructor:
             # Where the T1w tells nothing, the network would take its darkness for air.
             estimates = head.t2 + head.coverage * (estimates - head.t2)
         stopwatch.lap("Network")
-        volume, residual, checks, damping = estimates.mean(axis=0), None, {}, 0.0
+        volume, residuals, checks, damping = estimates.mean(axis=0), (), {}, 0.0
         if head.geometry:
             volume, agreement = agree_with_slices(volume, head.t2, head.slices, head.geometry, head.left_out)
             damping = agreement.damping
             checks = {"T1wOffset": head.t1_offset, "SlicesLeftOut": list(head.left_out), **agreement.checks()}
-            residual = working.residual_image(head.difference(agreement.after, working.slices.shape))
+            residuals = (working.residual_image(head.difference(agreement.after, working.slices.shape)),)
             stopwatch.lap("Consistency")
         width = None
         if self.uncertainty:
@@ -200,7 +206,7 @@ class Reconstructor:
         image, more = working.finish(head.volume(volume, working), list(head.left_out))
         stopwatch.lap("Result")
         report = {**working.report, "Checks": checks | more, "Seconds": stopwatch.seconds, "Computed": self._computed()}
-        return Reconstruction(image, report, residual=residual, uncertainty=width)
+        return Reconstruction(image, report, residuals=residuals, uncertainty=width)
 
     def propose(self, inputs: np.ndarray) -> np.ndarray:
         """What the compact network makes of a case as it is and seen in mirrors, mirrored back.

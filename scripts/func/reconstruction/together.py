@@ -21,6 +21,7 @@ from func.networks.guidance import network_inputs
 from func.reconstruction.acquired import AcquiredCase, RawSettings
 from func.reconstruction.consistency import HEAD, noise_of
 from func.reconstruction.head import MARGIN, Head
+from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
@@ -166,27 +167,31 @@ class Together:
         """Whether slices have places of their own, or such are still to be looked for."""
         return any(stack.motion for stack in self.stacks) or (self.t1 is None and self.settings.motion != "off")
 
-    def estimate(
+    def estimates(
         self, propose: Callable[[np.ndarray], np.ndarray] | None, volume: np.ndarray | None = None
     ) -> np.ndarray:
-        """The mean of what is made of each stack as if the head had lain still, on the common grid.
+        """What is made of each stack as if the head had lain still, averaged on the common grid: (runs, X, Y, Z).
 
         Args:
             propose: the network, see :meth:`func.reconstruction.reconstructor.Reconstructor.propose`; None to up-sample
-                the stacks and infer nothing.
+                the stacks and infer nothing, in one run.
             volume: :meth:`first_volume`, from which stacks that moved take the slices they would have shown.
         """
-        total, weights = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
+        total, weights = np.zeros((1, *self.shape), np.float32), np.zeros(self.shape, np.float32)
         for stack in self.stacks:
             head, slices = stack.head, stack.head.slices
             if stack.motion and volume is not None:
                 slices = acquire(stack.still(image_of(volume, self.affine, stack.case.t2)), head.geometry)
             upsampled = upsample(slices, head.geometry, head.t2.shape[2])
+            made = upsampled[None]
             if propose:
-                upsampled = propose(network_inputs(head.t1, upsampled, slices, head.geometry)).mean(axis=0)
+                made = propose(network_inputs(head.t1, upsampled, slices, head.geometry))
+                if head.coverage is not None:
+                    # Where the T1w tells nothing, the network would take its darkness for air.
+                    made = upsampled + head.coverage * (made - upsampled)
             covered = stack.coverage(self.shape, self.affine)
-            total += covered * stack.brought_to(self.shape, self.affine, upsampled)
             weights += covered
+            total = total + np.stack([covered * stack.brought_to(self.shape, self.affine, one) for one in made])
         return total / np.maximum(weights, 1)
 
     def agreed(self, estimate: np.ndarray) -> np.ndarray:
@@ -199,24 +204,42 @@ class Together:
             volume = agree_with_stacks(estimate, self.views, self.dampings)
         return np.maximum(volume, 0)
 
+    def half_width(self, estimates: np.ndarray, volume: np.ndarray) -> np.ndarray:
+        """Half-width of the 90 % interval on the common grid, in network units.
+
+        Args:
+            estimates: shape (runs, X, Y, Z), see :meth:`estimates`.
+            volume: what came of their mean.
+        """
+        agreed = np.stack([agree_with_stacks(one, self.views, self.dampings) for one in estimates])
+        return half_width(agreed, volume > HEAD)
+
     def image(self, volume: np.ndarray) -> nib.Nifti1Image:
         """A volume of the common grid as the image that the user gets, in the first stack's own intensities."""
+        return self._image(self.stacks[0].head.scale.invert(volume))
+
+    def image_of_widths(self, widths: np.ndarray) -> nib.Nifti1Image:
+        """Half-widths on the common grid, likewise."""
+        scale = self.stacks[0].head.scale
+        return self._image(widths * (scale.high - scale.low))
+
+    def _image(self, values: np.ndarray) -> nib.Nifti1Image:
         first = self.stacks[0]
-        values = np.maximum(first.head.scale.invert(volume), 0)
-        source = image_of(values.astype(np.float32), self.affine, self.t1 or first.case.t2)
+        source = image_of(np.maximum(values, 0).astype(np.float32), self.affine, self.t1 or first.case.t2)
         shape, affine = first.working.result_grid
         matrix = np.linalg.inv(first.to_stack) if first.working.frame is None else None
         return image_of(resample(source, shape, affine, matrix), affine, source)
 
-    def residual_image(self, volume: np.ndarray) -> nib.Nifti1Image | None:
-        """What a single stack's slices show beyond the volume, in its intensities; None of several stacks."""
-        if len(self.stacks) > 1:
-            return None
-        (stack,), (view,) = self.stacks, self.views
-        slices = stack.stack(float(voxel_sizes(self.affine)[0]))
-        residual = np.zeros(slices.slices.shape, np.float32)
-        residual.ravel()[view.pixels] = view.residual(volume) * (stack.head.scale.high - stack.head.scale.low)
-        return image_of(residual, slices.affine, stack.case.t2)
+    def residual_images(self, volume: np.ndarray) -> tuple[nib.Nifti1Image, ...]:
+        """What the slices of each stack show beyond the volume, in its own intensities; 0 where they are left out."""
+        images = []
+        for stack, view in zip(self.stacks, self.views, strict=True):
+            slices = stack.stack(float(voxel_sizes(self.affine)[0]))
+            unit = (stack.head.scale.high - stack.head.scale.low) / stack.brightness
+            residual = np.zeros(slices.slices.shape, np.float32)
+            residual.ravel()[view.pixels] = unit * view.residual(volume)
+            images.append(image_of(residual, slices.affine, stack.case.t2))
+        return tuple(images)
 
     def report(self, volume: np.ndarray) -> dict:
         """What was found, as plain values for the JSON sidecar: of the first stack, and of each."""
@@ -263,7 +286,7 @@ class Together:
             seen = (np.concatenate([view.see(scan) for view in self.views]) for scan in (t1, head))
             start = in_intensities_of(t1, head, *seen, np.concatenate([view.values for view in self.views]))
         else:
-            start = self.estimate(None)
+            (start,) = self.estimates(None)
         self._weigh(start)
         return np.maximum(agree_with_stacks(start, self.views, self.dampings), 0)
 

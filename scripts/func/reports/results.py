@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -41,16 +42,18 @@ def describe(case: Case, result: Reconstruction, sources: list[str], made_with: 
     }
 
 
-def save(path: Path, case: Case, result: Reconstruction, sidecar: dict, residual_map: Path | None = None) -> None:
-    """Write a result, its sidecar and the maps that were asked for.
+def save(
+    path: Path, case: Case, result: Reconstruction, sidecar: dict, residual_maps: Sequence[Path] | None = None
+) -> None:
+    """Write a result, its sidecar and the maps that were asked for: those of residuals one for each stack.
 
     Raises:
         BabyAIError: something could not be written.
     """
     if result.uncertainty is not None:
         sidecar["Uncertainty"] = _save_uncertainty(path, result, sidecar)
-    if residual_map and result.residual is not None:
-        save_result(residual_map, result.residual, {"Description": "Measured slices minus the result's slices"})
+    for residual_map, residual in zip(residual_maps or (), result.residuals, strict=False):
+        save_result(residual_map, residual, {"Description": "Measured slices minus the result's slices"})
     save_result(path, case.in_file_units(result.image), sidecar)
 
 
