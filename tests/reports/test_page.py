@@ -119,15 +119,20 @@ def test_stacks_and_their_motion_are_told(tmp_path, scans):
     path = add_result(tmp_path, 1, scans)
     still_then_jump = [[0, 0, 0, 0, 0, 0]] * 5 + [[2.5, 0, -1, 0, 0, 3]] * 5
     stacks = [
-        {"Name": "sub-001_acq-axial_T2w.nii.gz", "Checks": {"SliceResidualAfter": 0.0123, "SlicesLeftOut": [3, 4]},
-         "Motion": {"Searched": True, "Found": True, "Path": still_then_jump}},
-        {"Name": "sub-001_acq-coronal_T2w.nii.gz", "Checks": {"SliceResidualAfter": 0.0045, "SlicesLeftOut": []},
+        {"Name": "sub-001_acq-axial_T2w.nii.gz", "Plane": "axial",
+         "Checks": {"SliceCount": 10, "Weight": 0.25, "SliceResidualAfter": 0.0123, "SlicesLeftOut": [3, 4]},
+         "Motion": {"Searched": True, "Found": True, "Spread": 1.3, "Order": [0, 5, 1, 6, 2, 7, 3, 8, 4, 9],
+                    "Path": still_then_jump}},
+        {"Name": "sub-001_acq-coronal_T2w.nii.gz",
+         "Checks": {"SliceCount": 12, "SliceResidualAfter": 0.0045, "SlicesLeftOut": []},
          "Motion": {"Searched": False}},
     ]  # fmt: skip
     path.with_name("sub-001_desc-isotropic_T2w.json").write_text(json.dumps(sidecar(1) | {"Stacks": stacks}))
     page = write_report(tmp_path).read_text()
-    assert "<dt>sub-001_acq-axial_T2w</dt><dd>residual 1.23 %, 2 left out</dd>" in page
-    assert "<dt>sub-001_acq-coronal_T2w</dt><dd>residual 0.45 %</dd>" in page
+    told = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(<td>sub-001_acq.*?)</tr>", page)]
+    assert told[0][:5] == ["sub-001_acq-axial_T2w", "axial", "–", "8 of 10, without 3, 4", "25 %"]
+    assert told[0][-2:] == ["1.23 %", "1.3 mm on average"] and told[1][-2:] == ["0.45 %", "not looked for"]
+    assert 'class="left-out" x1="200.0"' in page and 'class="left-out" x1="66.7"' in page
     assert page.count("<polyline") == 6 and "Shift, ± 2.5 mm" in page and "Turn, ± 3.0 °" in page
     first, second, through = re.findall(r'class="line-\d" points="([^"]+)"', page)[:3]
     assert first.startswith("0.0,40.0 ") and first.endswith(" 300.0,2.0") and through.endswith(" 300.0,55.2")

@@ -26,7 +26,7 @@ from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
 from func.scans.resampling import resample
-from func.slices.geometry import acquire, slices_last, upsample
+from func.slices.geometry import AXIS_ACROSS, acquire, slices_last, upsample
 from func.slices.motion import Motion, find_motion, head_of, in_intensities_of, order_of_acquisition
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
 
@@ -242,17 +242,29 @@ class Together:
         return tuple(images)
 
     def report(self, volume: np.ndarray) -> dict:
-        """What was found, as plain values for the JSON sidecar: of the first stack, and of each."""
+        """What was found, as plain values for the JSON sidecar: of the first stack, and of each.
+
+        ``Weight`` is a stack's share in the agreement: how many of its pixels show the head, over the damping.
+        """
         told, first = [], self.stacks[0]
-        for stack, view, damping, before in zip(self.stacks, self.views, self.dampings, self.before, strict=True):
+        weights = np.array(
+            [(view.values > HEAD).sum() / damping for view, damping in zip(self.views, self.dampings, strict=True)]
+        )
+        weights = weights / max(weights.sum(), 1e-9)
+        for stack, view, damping, before, weight in zip(
+            self.stacks, self.views, self.dampings, self.before, weights, strict=True
+        ):
             checks = {
+                "SliceCount": len(stack.kept),
+                "Weight": round(float(weight), 3),
                 "Brightness": round(stack.head.scale.high / first.head.scale.high / stack.brightness, 4),
                 "Damping": round(damping, 4),
                 "SliceResidualBefore": round(before, 6),
                 "SliceResidualAfter": round(_misfit(view, volume), 6),
                 "SlicesLeftOut": np.flatnonzero(~stack.kept).tolist(),
             }
-            entry = {"Name": name_of(stack.case.t2), **stack.working.report, "Checks": checks}
+            plane = list(AXIS_ACROSS)[int(np.argmax(np.abs(stack.affine[:3, 2])))]
+            entry = {"Name": name_of(stack.case.t2), "Plane": plane, **stack.working.report, "Checks": checks}
             told.append(entry | {"Motion": motion_told(stack)})
         return first.working.report | {"Checks": told[0]["Checks"], "Motion": told[0]["Motion"], "Stacks": told}
 

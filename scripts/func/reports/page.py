@@ -30,6 +30,7 @@ FIGURES = "figures"
 WHOLE = "1of1"  # the part of a run that is not shared out
 
 _TRIES = 10
+_SHIFT_AND_TURN = (slice(0, 3), slice(3, 6))  # columns of a motion's path
 
 
 def figure_path(result: Path, output_dir: Path) -> Path:
@@ -213,6 +214,7 @@ def _case(figure: Path, output_dir: Path) -> dict | None:
         "summary": _summary(sidecar),
         "facts": _facts(sidecar),
         "origin": _origin(sidecar),
+        "stacks": _stack_rows(sidecar),
         "motion": _motion(sidecar),
         "sidecar": sidecar,
     }
@@ -265,13 +267,11 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
         ("90 % interval, median ±", _text(section(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
     ]
-    stacks = [(_stack_name(stack), _stack_agreement(stack)) for stack in stacks_of(sidecar)]
     times = [(part, _text(value, "{:.1f} s")) for part, value in section(sidecar, "Seconds").items()]
     groups = {
         "Slices": slices,
         "Input": inputs,
         "Agreement with the slices": agreement,
-        "Stacks": stacks,
         "Time": times,
     }
     return {name: [(label, str(text)) for label, text in lines if text is not None] for name, lines in groups.items()}
@@ -281,34 +281,72 @@ def _stack_name(stack: dict) -> str:
     return stem_of(str(stack.get("Name", "–")))
 
 
-def _stack_agreement(stack: dict) -> str:
-    """How the slices of one stack agree with the result, and how many of them were used."""
-    checks = section(stack, "Checks")
-    left_out = checks.get("SlicesLeftOut")
-    texts = [
-        _text(_percent(checks.get("SliceResidualAfter")), "residual {:.2f} %"),
-        f"{len(left_out)} left out" if isinstance(left_out, list) and left_out else None,
+def _stack_rows(sidecar: dict) -> list[dict[str, str]]:
+    """A row for each of several stacks: what it is, how much it counted, and how its slices agree with the result."""
+    return [
+        {
+            "Stack": _stack_name(stack),
+            "Plane": str(stack.get("Plane", "–")),
+            "Thickness": _text(section(stack, "SliceGeometry").get("SliceThickness"), "{:.1f} mm") or "–",
+            "Slices used": _used_slices(section(stack, "Checks")),
+            "Weight": _text(_percent(section(stack, "Checks").get("Weight")), "{:.0f} %") or "–",
+            "Brightness": _text(section(stack, "Checks").get("Brightness"), "× {:.2f}") or "–",
+            "Residual, network": _text(_percent(section(stack, "Checks").get("SliceResidualBefore")), "{:.2f} %")
+            or "–",
+            "… corrected": _text(_percent(section(stack, "Checks").get("SliceResidualAfter")), "{:.2f} %") or "–",
+            "Motion": _motion_text(section(stack, "Motion")),
+        }
+        for stack in stacks_of(sidecar)
     ]
-    return ", ".join(text for text in texts if text) or "–"
+
+
+def _used_slices(checks: dict) -> str:
+    """How many slices of a stack were used, and which were not."""
+    count, left_out = checks.get("SliceCount"), checks.get("SlicesLeftOut")
+    if not isinstance(count, int) or not isinstance(left_out, list):
+        return "–"
+    without = f", without {', '.join(map(str, left_out))}" if left_out else ""
+    return f"{count - len(left_out)} of {count}{without}"
+
+
+def _motion_text(motion: dict) -> str:
+    """What was found of a stack's motion, in a few words."""
+    if not motion.get("Searched"):
+        return "not looked for"
+    if not motion.get("Found"):
+        return "none found"
+    return _text(motion.get("Spread"), "{:.1f} mm on average") or "found"
 
 
 def _motion(sidecar: dict) -> list[dict]:
-    """The motion found in each stack, as lines to draw over the time of acquisition."""
-    drawn = []
+    """The motion found in each stack, as lines to draw over the time of acquisition, all on one scale."""
+    found = []
     for stack in stacks_of(sidecar) or [sidecar]:
         try:
-            path = np.array(section(stack, "Motion")["Path"], float).reshape(-1, 6)
-        except (KeyError, ValueError, TypeError):
+            motion = section(stack, "Motion")
+            path = np.array(motion["Path"], float).reshape(-1, 6)
+            order = np.array(motion.get("Order", range(len(path))), int)
+            left_out = [int(order[number]) for number in section(stack, "Checks").get("SlicesLeftOut", [])]
+        except (KeyError, ValueError, TypeError, IndexError):
             continue
         if len(path) > 1 and np.isfinite(path).all():
-            charts = [_chart("Shift", "mm", path[:, :3]), _chart("Turn", "°", path[:, 3:])]
-            drawn.append({"stack": _stack_name(stack) if "Name" in stack else "", "charts": charts})
-    return drawn
+            found.append((_stack_name(stack) if "Name" in stack else "", path, left_out))
+    tops = [max([1.0, *(float(np.abs(path[:, part]).max()) for _, path, _ in found)]) for part in _SHIFT_AND_TURN]
+    return [
+        {
+            "stack": name,
+            "charts": [
+                _chart(title, unit, path[:, part], top)
+                for title, unit, part, top in zip(("Shift", "Turn"), ("mm", "°"), _SHIFT_AND_TURN, tops, strict=True)
+            ],
+            "left_out": [300 * time / (len(path) - 1) for time in left_out],
+        }
+        for name, path, left_out in found
+    ]
 
 
-def _chart(title: str, unit: str, values: np.ndarray) -> dict:
-    """Values of shape (times, 3) as three SVG lines in a box of 300 x 80, zero in the middle."""
-    top = max(1.0, float(np.abs(values).max()))
+def _chart(title: str, unit: str, values: np.ndarray, top: float) -> dict:
+    """Values of shape (times, 3) as three SVG lines in a box of 300 x 80, zero in the middle, ``top`` at its edge."""
     across = np.linspace(0, 300, len(values))
     lines = [
         " ".join(f"{x:.1f},{40 - 38 * value / top:.1f}" for x, value in zip(across, column, strict=True))

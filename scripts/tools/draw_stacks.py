@@ -1,0 +1,157 @@
+"""Draw stacks_phantom.png: what several stacks give, and what is left of motion once it is undone.
+
+    python scripts/tools/draw_stacks.py
+
+A digital infant is scanned in one stack and in three, lying still and moving, and reconstructed each time. Phantoms are
+plainer than infants, so that they gain more. It takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from matplotlib.figure import Figure
+from nibabel.affines import apply_affine, from_matvec
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from draw_results import BACKGROUND, DOTS, INK, MARGIN, MARK, add_panel, write
+from func.errors import BabyAIError
+from func.networks.weights import load_weights
+from func.phantom import infant_brain
+from func.reconstruction.acquired import RawSettings
+from func.reconstruction.reconstructor import Reconstructor
+from func.reports.scores import score_brain
+from func.scans.case import Case
+from func.scans.files import atomic
+from func.scans.head import box_around
+from func.scans.hub import find_weights
+from func.scans.resampling import resample
+
+# Edit these, or override them on the command line.
+REPO_ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = REPO_ROOT / "stacks_phantom.png"
+WEIGHTS = "bundled"
+
+AGE_MONTHS, SEED = 6, 2
+THICKNESS, PIXEL = 4.0, 1.0  # mm
+FARTHEST = 2.5  # mm and degrees that the head moves while a stack is acquired
+NORMALS = {"axial": 2, "coronal": 1, "sagittal": 0}
+CUT, CORNER, ZOOM = 98, (50, 104), 40  # the sagittal plane drawn, and where the enlarged square lies in it, voxels
+WIDTH, CAPTION = 12.0, 0.42  # inches
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scan, reconstruct and draw; returns the exit code."""
+    arguments = parse_arguments(argv)
+    try:
+        weights = load_weights(find_weights(arguments.weights))
+        phantom = infant_brain(age_months=AGE_MONTHS, seed=SEED)
+        figure = draw(reconstructed(phantom, Reconstructor(weights)))
+        with atomic(arguments.output) as path:
+            figure.savefig(path, format="png", dpi=DOTS, facecolor=BACKGROUND)
+    except BabyAIError as error:
+        print(f"draw_stacks.py: {error}", file=sys.stderr)
+        return 1
+    print(f"Drew {arguments.output}")
+    return 0
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw one stack and three of a digital infant, still and moving.")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="the picture, .png (default: %(default)s)")
+    parser.add_argument("--weights", default=WEIGHTS, help="bundled or a file (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def reconstructed(phantom, reconstructor: Reconstructor) -> dict[str, tuple[np.ndarray, float | None]]:
+    """What comes of the stacks and how near it is to the truth: caption to volume and PSNR inside the brain, dB."""
+    truth = np.asarray(phantom.t2.dataobj)
+    still, moving = (
+        [Case.of(phantom.t1, scanned(phantom.t2, plane, moves), {"SliceThickness": THICKNESS}) for plane in NORMALS]
+        for moves in (False, True)
+    )
+
+    def result(cases: list[Case], motion: str) -> tuple[np.ndarray, float]:
+        settings = RawSettings(motion=motion)
+        if len(cases) > 1:
+            image = reconstructor.reconstruct_together(cases, settings).image
+        else:
+            image = reconstructor.reconstruct(cases[0], settings).image
+        volume = resample(image, truth.shape, phantom.t2.affine)
+        return volume, score_brain(truth, volume).psnr
+
+    return {
+        "one stack": result(still[:1], "auto"),
+        "three stacks": result(still, "auto"),
+        "three that moved,\nas if they had not": result(moving, "off"),
+        "three that moved,\nmotion undone": result(moving, "auto"),
+        "truth": (truth, None),
+    }
+
+
+def scanned(t2: nib.Nifti1Image, plane: str, moves: bool) -> nib.Nifti1Image:
+    """A stack of thick slices; odd ones are acquired after even ones, and meanwhile the head drifts and jumps."""
+    axis, rng = NORMALS[plane], np.random.default_rng(NORMALS[plane])
+    sizes = np.insert([PIXEL, PIXEL], axis, THICKNESS)
+    shape = np.ceil(np.array(t2.shape) / sizes).astype(int)
+    center = apply_affine(t2.affine, (np.array(t2.shape) - 1) / 2)
+    turn, shift = Rotation.from_rotvec(np.deg2rad(rng.uniform(-8, 8, 3))).as_matrix(), rng.uniform(-6, 6, 3)
+    matrix = turn @ np.diag(sizes)
+    affine = from_matvec(matrix, center + shift - matrix @ (shape - 1) / 2)
+    count = shape[axis]
+    poses = np.zeros((count, 6))
+    if moves:
+        poses[[*range(0, count, 2), *range(1, count, 2)]] = path(count, rng)
+    coefficients = ndimage.spline_filter(np.asarray(t2.dataobj), 3)
+    offsets = ((np.arange(8) + 0.5) / 8 - 0.5)[:, None] * matrix[:, axis]
+    slices = np.zeros(shape, np.float32)
+    for index, pose in enumerate(poses):
+        inside = tuple(index if other == axis else slice(None) for other in range(3))
+        pixels = np.moveaxis(np.indices(shape)[(slice(None), *inside)], 0, -1)
+        points = apply_affine(affine, pixels)[..., None, :] + offsets
+        # To where the head would lie in its own frame.
+        points = (points - center - pose[3:]) @ Rotation.from_rotvec(np.deg2rad(pose[:3])).as_matrix() + center
+        voxels = np.moveaxis(apply_affine(np.linalg.inv(t2.affine), points), -1, 0)
+        slices[inside] = ndimage.map_coordinates(coefficients, voxels, order=3, prefilter=False).mean(axis=-1)
+    return nib.Nifti1Image(np.maximum(slices, 0), affine)
+
+
+def path(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Turns in degrees and shifts in mm in order of acquisition, shape (count, 6): a slow drift and two jumps."""
+    drift = ndimage.gaussian_filter1d(rng.standard_normal((count, 6)), count / 6, axis=0)
+    drift *= 0.4 * FARTHEST / np.abs(drift).max()
+    jumps = np.zeros((count, 6))
+    for start in (count // 3, 3 * count // 4):
+        jumps[start:] = rng.uniform(-0.6, 0.6, 6) * FARTHEST
+    return drift + jumps
+
+
+def draw(drawn: dict[str, tuple[np.ndarray, float | None]]) -> Figure:
+    """Every volume in a column: a sagittal plane, and a square of it enlarged."""
+    truth = drawn["truth"][0]
+    white = float(np.percentile(truth[truth > 0], 99.5))
+    planes = {title: volume[CUT].T for title, (volume, _) in drawn.items()}
+    rows, columns = box_around(planes["truth"] > 0.05 * planes["truth"].max(), margin=3)
+    width = (WIDTH - 2 * MARGIN) / len(drawn)
+    height = width * (rows.stop - rows.start) / (columns.stop - columns.start)
+    x, y = CORNER
+    figure = Figure(figsize=(WIDTH, CAPTION + height + width + 2 * MARGIN), facecolor=BACKGROUND)
+    for index, (title, (_, psnr)) in enumerate(drawn.items()):
+        left = MARGIN + index * width
+        add_panel(figure, planes[title][rows, columns], (left, MARGIN + width, width, height), white)
+        square = planes[title][y : y + ZOOM, x : x + ZOOM]
+        add_panel(figure, square, (left, MARGIN, width, width), white, MARK)
+        caption = title if psnr is None else f"{title}   {psnr:.1f} dB"
+        write(figure, left + width / 2, figure.get_figheight() - MARGIN - CAPTION / 2, caption, 10.5, INK)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
