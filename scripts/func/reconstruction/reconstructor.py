@@ -146,21 +146,17 @@ class Reconstructor:
             warn("Without a T1w nothing was inferred: the stacks were registered to each other and joined.")
             if self.uncertainty:
                 warn("Without a T1w there is no uncertainty of stacks put together: no network ran.")
-        if together.moved:
-            volume = together.first_volume()
-            stopwatch.lap("Motion")
-        else:
-            volume = None
-        estimates = together.estimates(self.propose if infers else None, volume)
-        estimate = estimates.mean(axis=0)
-        stopwatch.lap("Network")
-        volume = together.agreed(estimate)
-        stopwatch.lap("Consistency")
-        if together.moved:
-            together.refine(volume)
-            stopwatch.lap("Motion")
-            volume = together.agreed(estimate)
+        volume = together.first_volume() if together.moved else None
+        stopwatch.lap("Motion")
+        for last in (False, True) if together.moved else (True,):
+            estimates = together.estimates(self.propose if infers else None, volume)
+            stopwatch.lap("Network")
+            volume = together.agreed(estimates.mean(axis=0))
             stopwatch.lap("Consistency")
+            if not last:
+                # The slices fit their places in this volume better than in the first, and the network sees better ones.
+                together.refine(volume)
+                stopwatch.lap("Motion")
         width = None
         if self.uncertainty and infers:
             width = together.image_of_widths(together.half_width(estimates, volume))
