@@ -41,6 +41,7 @@ from func.commands import (
 )
 from func.errors import BabyAIError, collect_warnings
 from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
+from func.scans.case import warn_of_voxels
 from func.scans.files import atomic
 from func.scans.hub import ATLAS_FILE, fetch
 from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
@@ -280,6 +281,7 @@ def prepare_t2(
     """
     with collect_warnings() as warnings:
         t2, sidecar = read_volume(path), read_sidecar(path)
+        warn_of_voxels(t1, t2)
         axis, thickness, spacing = stack_geometry(t2, sidecar)
         registration = register_rigid(t1, t2)
     matrix = registration.matrix @ atlas_to_t1

@@ -419,6 +419,28 @@ def test_a_reconstruction_agrees_with_its_slices_in_any_axis_order(thick, small_
         np.testing.assert_allclose(result, found["RAS"], atol=2e-3 * measured.max())
 
 
+def test_a_t1w_that_is_thick_on_the_grid_and_one_that_is_the_t2w(thick, small_head, weights, tmp_path, capsys):
+    """Up-sampled from 4 mm slices as the T2w is; then T1w and T2w exchanged, thick or not."""
+    folder = thick()
+    truth = small_head.t1.get_fdata(dtype=np.float32)
+    save_volume(folder / "sub-1_T1w.nii.gz", upsample(acquire(truth, AXIAL_4_MM), AXIAL_4_MM, 48), small_head.t1.affine)
+    arguments = ["--data-dir", str(folder), "--weights", str(weights), "--no-report", "--overwrite"]
+    assert inference.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "sub-1_T1w.nii.gz has slices of 4 mm itself" in told and "wrong way round" not in told
+    t1, t2 = folder / "sub-1_T1w.nii.gz", folder / "sub-1_acq-axial4mm_T2w.nii.gz"
+    t2.with_name("sub-1_acq-axial4mm_T2w.json").unlink()
+    save_volume(t1, nib.load(t2).get_fdata(), small_head.t1.affine)
+    save_volume(t2, truth, small_head.t1.affine)
+    assert inference.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "Were T1w and T2w given the wrong way round?" in told and "seem to be exchanged" in told
+    save_volume(t1, small_head.t2.get_fdata(), small_head.t1.affine)
+    assert inference.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "seem to be exchanged" in told and "slices of 4 mm itself" not in told
+
+
 def test_a_folder_without_t1w_scans(thick, weights, tmp_path, capsys):
     folder = thick()
     (folder / "sub-1_T1w.nii.gz").unlink()

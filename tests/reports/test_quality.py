@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from func.phantom import infant_brain
 from func.reports.quality import is_stripped, quality_of, slice_jumps
 from func.scans.nifti import image_of, read_volume
 from func.slices.geometry import SliceGeometry, acquire, upsample
@@ -92,7 +93,7 @@ def test_without_a_t1w_the_t2w_alone_is_judged(small_head, slices):
     stated = {"SliceThickness": 3.0, "SpacingBetweenSlices": 3.0, "SliceEncodingDirection": "k"}
     for t2, report in ((upsampled, REPORT), (raw, {"SliceGeometry": stated})):
         quality, warnings = quality_of(None, t2, report)
-        assert quality["Overlap"] is quality["Correlation"] is quality["T1wMedian"] is None
+        assert quality["Overlap"] is quality["Correlation"] is quality["T1wSkewness"] is None
         for key in ("SliceThickness", "SignalToNoise", "EvenOddShift", "HeadVolume"):
             assert quality[key] == pytest.approx(with_t1[key], rel=0.01)
         assert not [warning for warning in warnings if "The head fills" not in warning]
@@ -153,9 +154,22 @@ def test_a_brain_alone_and_a_head(small_head):
     assert not is_stripped(image_of(small_head.t2.get_fdata() + noise, small_head.t2.affine))
 
 
+@pytest.mark.parametrize("age", [0, 6, 18])
+def test_a_head_whose_air_was_set_to_zero_is_no_brain_alone(age):
+    affine = nib.affines.from_matvec(np.diag([2.0, 2.0, 4.0]), [-80, -100, -100])
+    assert not is_stripped(infant_brain((80, 100, 50), affine, age, skull=True).t2)
+
+
 def test_scans_that_change_places(small_head):
     swapped = acquire(small_head.t1.get_fdata(dtype=np.float32), GEOMETRY)
-    assert any("T1w's contrast" in warning for warning in judged(small_head.t2, swapped)[1])
+    assert any("seem to be exchanged" in warning for warning in judged(small_head.t2, swapped)[1])
+
+
+@pytest.mark.parametrize("label", ["MS01s1", "MS03s2"])
+def test_real_heads_give_no_warning(real_data, label):
+    t2 = read_volume(real_data / "real" / f"sub-{label}_T2w.nii.gz")
+    stated = {"SliceThickness": nib.affines.voxel_sizes(t2.affine)[2], "SliceEncodingDirection": "k"}
+    assert quality_of(None, t2, {"SliceGeometry": stated})[1] == [] and not is_stripped(t2)
 
 
 @pytest.mark.parametrize(("label", "axis", "thickness"), [("A03", 2, 4), ("A12", 1, 6), ("B06", 2, 6), ("B12", 2, 2)])

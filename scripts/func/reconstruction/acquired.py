@@ -13,7 +13,7 @@ from func.errors import BabyAIError, warn
 from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
 from func.reconstruction.consistency import HEAD, damping_for, noise_of, rms
 from func.reconstruction.working import WorkingCase, silence
-from func.scans.case import Case
+from func.scans.case import Case, warn_of_voxels
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import check_same_head, register_rigid
@@ -33,8 +33,6 @@ from func.slices.geometry import (
 
 _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
-_ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
-_THICK_T1 = 2.0  # mm
 _MISSED = 0.02  # of what the T2w shows: a T1w that leaves out more is told of
 
 
@@ -161,7 +159,7 @@ class AcquiredCase(WorkingCase):
         axis, thickness, spacing = stack_geometry(case.t2, case.sidecar)
         stack = case.t2, axis, thickness, spacing, stated_profile(case.sidecar, case.t2)
         self.name = name_of(case.t2)
-        self._warn_of_voxels(case)
+        warn_of_voxels(case.t1, case.t2)
         self._grid = StackGrid.around(*stack)
         self._voxel = self._voxel_size(case.t2, axis, settings)
         self._fine = StackGrid.around(*stack, self._voxel) if self._voxel < 0.99 else None
@@ -264,23 +262,6 @@ class AcquiredCase(WorkingCase):
         if np.prod(np.array(t2.shape) * sizes / voxel) > _MOST_VOXELS:
             raise BabyAIError(f"{name_of(t2)} at {voxel:.3g} mm is too large a volume; give a larger --voxel-size.")
         return voxel
-
-    @staticmethod
-    def _warn_of_voxels(case: Case) -> None:
-        """Tell of scans that have other voxels than such a pair should."""
-        t2_sizes = voxel_sizes(case.t2.affine)
-        isotropic = t2_sizes.max() < _ISOTROPIC * max(t2_sizes.min(), 1.0)
-        if isotropic:
-            warn(f"{name_of(case.t2)} has no thick slices: its voxels are isotropic already ({t2_sizes.max():.3g} mm).")
-        if case.t1 is None:
-            return
-        t1_sizes = voxel_sizes(case.t1.affine)
-        if t1_sizes.max() > max(_THICK_T1, 1.5 * t1_sizes.min()):
-            swapped = " Were T1w and T2w given the wrong way round?" if isotropic else ""
-            warn(
-                f"{name_of(case.t1)} has slices of {t1_sizes.max():.3g} mm itself, so that it adds little detail "
-                f"across them.{swapped}"
-            )
 
 
 def _coverage(t1: nib.Nifti1Image, shape: tuple[int, int, int], to_t1: np.ndarray) -> np.ndarray | None:

@@ -255,8 +255,6 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("T1w and T2w overlap", _text(_percent(quality.get("Overlap")), "{:.0f} %")),
         ("T1w off the T2w", _text(quality.get("T1wOffset"), "{:.1f} mm")),
         ("Contrast correlation", _text(quality.get("Correlation"), "{:.2f}")),
-        ("T1w, median of brightest", _text(_percent(quality.get("T1wMedian")), "{:.0f} %")),
-        ("T2w, median of brightest", _text(_percent(quality.get("T2wMedian")), "{:.0f} %")),
         ("Head volume", _text(quality.get("HeadVolume"), "{:.0f} ml")),
     ]
     agreement = [

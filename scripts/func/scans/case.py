@@ -24,6 +24,8 @@ from func.scans.nifti import (
 )
 
 _RIM = 3.0  # mm around a mask, in-plane
+_ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
+_THICK_T1 = 2.0  # mm
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,26 @@ def _masked(t2: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
     masked = image_of(np.where(away <= _RIM, array_of(t2), 0).astype(np.float32), t2.affine, t2)
     masked.file_map["image"].filename = t2.get_filename()
     return masked
+
+
+def warn_of_voxels(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image) -> None:
+    """Tell of raw scans that have other voxels than such a pair should."""
+    sizes = voxel_sizes(t2.affine)
+    isotropic = sizes.max() < _ISOTROPIC * max(sizes.min(), 1.0)
+    if isotropic:
+        warn(f"{name_of(t2)} has no thick slices: its voxels are isotropic already ({sizes.max():.3g} mm).")
+    if t1 and (sizes := voxel_sizes(t1.affine)).max() > 1.5 * sizes.min():
+        warn_of_thick_t1(t1, sizes.max(), t2_is_thick=not isotropic)
+
+
+def warn_of_thick_t1(t1: nib.Nifti1Image, thickness: float, t2_is_thick: bool) -> None:
+    """Tell of a T1w that has thick slices itself (mm), and where the T2w has none that the two may be exchanged."""
+    if thickness > _THICK_T1:
+        exchanged = "" if t2_is_thick else " Were T1w and T2w given the wrong way round?"
+        warn(
+            f"{name_of(t1)} has slices of {thickness:.3g} mm itself, so that it adds little detail across them."
+            f"{exchanged}"
+        )
 
 
 def check_grids(case: Case, atlas: bool = False) -> None:

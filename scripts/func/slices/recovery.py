@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize
@@ -138,14 +139,19 @@ def _inner_columns(volume: np.ndarray, axis: int, count: int = 96) -> tuple[np.n
 
 def spline_misfit(columns: np.ndarray, spacing: float, center: float) -> float:
     """Relative misfit of the least-squares cubic splines with knots at center + spacing * Z to the columns."""
-    length = len(columns)
-    first = center - spacing * (math.ceil(center / spacing) + 4)
-    knots = np.arange(first, length - 1 + 5 * spacing, spacing)
-    basis = BSpline.design_matrix(np.arange(length, dtype=float), knots, 3).toarray()
-    frame, _ = np.linalg.qr(basis[:, basis.max(axis=0) > 1e-3])
+    frame = _spline_frame(len(columns), spacing, center)
     residual = columns - frame @ (frame.T @ columns)
     # Against what a constant leaves, so that bright flat columns do not make every spacing fit.
     return float(np.linalg.norm(residual) / np.linalg.norm(columns - columns.mean(axis=0)))
+
+
+@lru_cache(maxsize=512)  # every axis of every scan is tried with the same knots first
+def _spline_frame(length: int, spacing: float, center: float) -> np.ndarray:
+    """Orthonormal splines with these knots, shape (length, number)."""
+    first = center - spacing * (math.ceil(center / spacing) + 4)
+    knots = np.arange(first, length - 1 + 5 * spacing, spacing)
+    basis = BSpline.design_matrix(np.arange(length, dtype=float), knots, 3).toarray()
+    return np.linalg.qr(basis[:, basis.max(axis=0) > 1e-3])[0]
 
 
 def search_knots(columns: np.ndarray, tolerance: float = 0.02) -> tuple[float, float, float]:
