@@ -41,7 +41,7 @@ def write_subject(folder: Path, label: str, seed: int = 0, acq: str = "") -> Pat
 def doubled(case, raw=None):
     """What `Reconstructor.reconstruct` gives back, with the T2w doubled for a reconstruction."""
     image = nifti.image_of(2 * nifti.array_of(case.t2), case.t2.affine, case.t2)
-    return SimpleNamespace(image=image, report={}, warnings=(), residual=None, uncertainty=None)
+    return SimpleNamespace(image=image, report={}, warnings=(), residuals=(), uncertainty=None)
 
 
 def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
