@@ -347,6 +347,15 @@ def test_starts_from_anywhere(folder, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "absent does not exist" in done.stderr
 
 
+def test_a_home_folder_that_the_shell_left_and_no_folder_at_all(data, infer, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(data.parent))
+    assert "5 reconstructed, 0 failed" in infer("--data-dir=~/data", "--output-dir=~/mine")[1]
+    assert len(results(data.parent / "mine")) == 5
+    with pytest.raises(SystemExit, match="2"):
+        infer("--data-dir", "")
+    assert "the path is empty" in capsys.readouterr().err
+
+
 def test_starts_without_the_slow_libraries():
     slow = "{'torch', 'monai', 'pandas', 'matplotlib', 'skimage', 'nilearn', 'huggingface_hub', 'SimpleITK'}"
     done = subprocess.run(

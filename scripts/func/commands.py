@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -45,6 +46,7 @@ def script_parser(docstring: str) -> argparse.ArgumentParser:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.register("type", Path, _expanded_path)  # for every option of type=Path
     parser.add_argument(
         "--version", action="version", version=f"BABY-AI {own_version()}", help="show the version and exit"
     )
@@ -79,6 +81,13 @@ def entity(text: str) -> str:
     if not re.fullmatch(r"[a-zA-Z0-9]+-[a-zA-Z0-9+]*", text):
         raise argparse.ArgumentTypeError(f"'{text}' is not an entity like acq-mprage")
     return text
+
+
+def _expanded_path(text: str) -> Path:
+    """A path from the command line, ``~`` for the home folder wherever it stands (a shell leaves ``--output=~/x``)."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text).expanduser()
 
 
 def at_least_one(text: str) -> int:

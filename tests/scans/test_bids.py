@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from func.errors import BabyAIError
+from func.errors import BabyAIError, collect_warnings
 from func.scans.bids import entities_of, find_pairs, find_scans, is_original, is_result, own_acquisition, result_path
 
 
@@ -201,6 +201,24 @@ class TestPairing:
             find_pairs(tmp_path / "absent")
         with pytest.raises(BabyAIError, match="No scans were found"):
             find_pairs(self.folder(tmp_path, "t1.nii.gz", "derivatives/sub-1_T1w.nii.gz", ".git/sub-1_T2w.nii.gz"))
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "sub-2_T2w.NII.GZ",
+            "sub-2_t2w.nii.gz",
+            "sub-2_T2w.mgz",
+            "02_T2w.nii.gz",
+            "sub-2_T2w (1).nii.gz",
+            "sub-2_T1.img",
+        ],
+    )
+    def test_files_that_have_nearly_a_name_are_told_of(self, tmp_path, name):
+        others = ["._sub-2_T2w.nii.gz", "sub-2_T2w.json", "sub-2_T2w_mask.nii.gz", "sub-2_T2starw.nii.gz"]
+        with collect_warnings() as told:
+            pairs, errors = find_pairs(self.folder(tmp_path, "sub-1_T1w.nii.gz", "sub-1_T2w.nii.gz", name, *others))
+        assert len(pairs) == 1 and not errors
+        assert len(told) == 1 and f"{name} may be meant as scans" in told[0]
 
     def test_links_to_folders_are_followed_once(self, tmp_path):
         folder = self.folder(tmp_path / "data", "sub-1_T1w.nii.gz", "more/sub-1_T2w.nii.gz")

@@ -15,7 +15,7 @@ class TestSidecars:
         assert read_sidecar(tmp_path / "sub-ä_T2w.nii.gz") == {"SliceThickness": 4, "note": "ä"}
         assert read_sidecar(tmp_path / "other.nii.gz") == {}
 
-    @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff\xfe", b"[" * 100_000, json.dumps("x").encode()])
+    @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff\xfe{", b"[" * 100_000, json.dumps("x").encode()])
     def test_what_is_not_an_object_is_refused(self, tmp_path, content):
         (tmp_path / "scan.json").write_bytes(content)
         with pytest.raises(BabyAIError, match="not a JSON object"):
@@ -28,6 +28,7 @@ class TestSidecars:
             b'\xef\xbb\xbf{"SliceThickness": 4, "Site": "Malm\xc3\xb6"}',
             '{"SliceThickness": 4, "Site": "Malmö"}'.encode("utf-16"),
             b'{"SliceThickness": 4, "Site": "Malm\xf6", "Comment": "two\nlines\tand a tab"}',
+            '{"SliceThickness": 4, "Site": "Malmö", "List": [1, 2, ],\n}\n'.encode(),
         ],
     )
     def test_odd_ways_to_write_json_are_read_with_a_warning(self, tmp_path, content):
@@ -38,9 +39,16 @@ class TestSidecars:
         assert len(told) == 1 and "scan.json is not clean JSON" in told[0]
 
     def test_where_json_is_broken_is_told(self, tmp_path):
-        (tmp_path / "scan.json").write_text('{\n  "SliceThickness": 4,\n}\n')
+        (tmp_path / "scan.json").write_text('{\n  "SliceThickness": 4\n  "Site": 1}\n')
         with pytest.raises(BabyAIError, match=r"line 3"):
             read_sidecar(tmp_path / "scan.nii.gz")
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b"\0" * 512])
+    def test_an_empty_file_states_nothing(self, tmp_path, content):
+        (tmp_path / "scan.json").write_bytes(content)
+        with collect_warnings() as told:
+            assert read_sidecar(tmp_path / "scan.nii.gz") == {}
+        assert len(told) == 1
 
     def test_a_dead_link_is_named_and_left_out(self, tmp_path):
         save_json(tmp_path / "T2w.json", {"SliceThickness": 4})

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from func.errors import BabyAIError
+from func.errors import BabyAIError, warn
 
 RESULT_ENTITY = "desc-isotropic"
 UNCERTAINTY_ENTITY = "desc-uncertainty"
 
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[^_]+(?:_[a-zA-Z0-9]+-[^_]+)*)_(?P<suffix>T[12]w)\.nii(?:\.gz)?")
+# Names that were probably meant to be such.
+_NEARLY = re.compile(r"[^.].*[_-]T[12]w?( \(\d+\))?\.(nii|nii\.gz|nii\.bz2|img|mgz|mgh|nrrd|mnc)", re.IGNORECASE)
 # How an acq label says what scripts/synthesize_anisotropic.py made: axial4mm, coronal2p5mm.
 _SLICING = re.compile(r"(?P<direction>axial|coronal|sagittal)(?P<thickness>\d+(p\d+)?)mm$")
 _NO_MAGNITUDE = ("phase", "real", "imag")  # values of part
@@ -90,7 +92,8 @@ def find_scans(data_dir: str | Path, on_error: Callable[[BabyAIError], None] | N
     """Every T1w and T2w file with a BIDS name below a folder, sorted.
 
     Links to folders are followed (once each). Hidden folders and a dataset's ``derivatives`` and ``sourcedata`` are
-    not entered, and the phase, real and imaginary parts of a complex scan are left out.
+    not entered, and the phase, real and imaginary parts of a complex scan are left out. Files that have nearly a BIDS
+    name are told of.
 
     Args:
         on_error: called with what is wrong with each folder that cannot be read, where such folders are to be left out.
@@ -108,7 +111,7 @@ def find_scans(data_dir: str | Path, on_error: Callable[[BabyAIError], None] | N
             raise error
         on_error(error)
 
-    found, visited = [], {os.path.realpath(data_dir)}
+    found, nearly, visited = [], [], {os.path.realpath(data_dir)}
     for folder, subfolders, files in os.walk(data_dir, onerror=unreadable, followlinks=True):
         subfolders[:] = [
             name
@@ -118,6 +121,10 @@ def find_scans(data_dir: str | Path, on_error: Callable[[BabyAIError], None] | N
             and not _seen(os.path.join(folder, name), visited)
         ]
         found += [Path(folder, name) for name in files if entities_of(name)]
+        nearly += [Path(folder, name) for name in files if not entities_of(name) and _NEARLY.fullmatch(name)]
+    if nearly:
+        others = f" and {len(nearly) - 1} more files" if len(nearly) > 1 else ""
+        warn(f"{min(nearly)}{others} may be meant as scans, but are left out: they need names like sub-01_T2w.nii.gz.")
     return sorted(path for path in found if entities_of(path).get("part") not in _NO_MAGNITUDE)
 
 

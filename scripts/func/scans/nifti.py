@@ -125,6 +125,8 @@ def _other_format(block: bytes) -> str:
     """What a file is that is not NIfTI, and what to do."""
     if block[128:132] == b"DICM":
         return "is a DICOM file; convert its folder to .nii.gz with dcm2niix"
+    if block.startswith(b"\x1f\x8b"):
+        return "was compressed twice; uncompress it once (gunzip)"
     if block.startswith((b"version https://git-lfs", b"/annex/objects", b"../.git/annex")):
         return "is only a pointer to the scan; get the scan itself (git lfs pull, or datalad get)"
     return "is not a NIfTI file; convert it to .nii.gz (dcm2niix does so for DICOM)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def _read_object(path: Path) -> dict:
 
 
 def _parse(content: bytes, path: Path) -> object:
-    """JSON as it should be; or, with a warning, with a byte order mark, in Latin-1, or with line breaks in its texts.
+    """JSON as it should be; or, with a warning, as it often is: with a byte order mark, in Latin-1, with line breaks in
+    its texts or a comma before a closing bracket, or nothing at all.
 
     Raises:
         ValueError: it is not JSON in any of these ways.
@@ -82,6 +84,6 @@ def _parse(content: bytes, path: Path) -> object:
         text = content.decode(json.detect_encoding(content))
     except ValueError:
         text = content.decode("latin-1")
-    found = json.loads(text, strict=False)
-    warn(f"{path} is not clean JSON in UTF-8 (byte order mark, accents or line breaks); it was read all the same.")
+    found = json.loads(re.sub(r",(?=\s*[}\]])", "", text.strip("\0 \r\n\t")) or "{}", strict=False)
+    warn(f"{path} is not clean JSON in UTF-8 (accents, line breaks, commas, or empty); it was read all the same.")
     return found

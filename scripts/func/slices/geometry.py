@@ -221,7 +221,11 @@ def _stated_length(sidecar: dict, key: str, image: nib.Nifti1Image) -> float | N
 
 
 def _number(value: object) -> float:
-    """A sidecar's value as a number, also where it was written as text; NaN for all else."""
+    """A sidecar's value as a number, also where it was written as text or in a list; NaN for all else."""
+    if isinstance(value, list) and value and all(one == value[0] for one in value):
+        value = value[0]
+    if isinstance(value, str):
+        value = value.strip().removesuffix("mm")
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
