@@ -16,12 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, add_t1w_filter, positive, run_to_the_end, script_parser
+from func.commands import Tally, add_overwrite, add_t1w_filter, importing, positive, run_to_the_end, script_parser
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
@@ -29,6 +30,7 @@ from func.scans.case import Case, check_grids, read_cases
 from func.scans.dicom import check_scan_is_there, source_name
 from func.scans.hub import commit_of, find_weights
 from func.scans.provenance import differences, digest, fingerprint, inputs_of
+from func.stopwatch import Stopwatch, process_start
 from func.training.splits import add_split, wanted_subjects
 from func.version import own_version
 
@@ -74,7 +76,7 @@ def reconstruct_all(arguments: argparse.Namespace, tally: Tally) -> None:
     # Of one infant that failed there is nothing to show but what the console says.
     if reporter and (not tally.failed if arguments.t2 else results or tally.failed):
         for pair in [pair for pair, path in results.items() if pair not in todo and reporter.lacks(path)]:
-            reporter.draw(results[pair], pair.t1, pair.t2)
+            reporter.catch_up(results[pair], pair.t1, pair.t2)
         reporter.finish(tally.sentences)
 
 
@@ -108,10 +110,12 @@ def reconstruct_pairs(
 ) -> None:
     """Read each pair, reconstruct it, and write its result; files are read ahead and written behind."""
     check_writable(folder_of_results(arguments))
+    readings, stopwatch = read_ahead(todo, read_cases), Stopwatch(process_start())
     # Imported here, so that a wrong call is told without waiting for torch.
-    from func.networks.devices import report_out_of_memory
-    from func.networks.weights import load_weights
-    from func.reconstruction.reconstructor import Reconstructor
+    with importing():
+        from func.networks.devices import report_out_of_memory
+        from func.networks.weights import load_weights
+        from func.reconstruction.reconstructor import Reconstructor
 
     weights = load_weights(weights_path)
     if arguments.space and weights.recipe == "babyai":
@@ -125,7 +129,7 @@ def reconstruct_pairs(
         tally.fail(pair.name, error)
 
     # What the first result needs to be written is imported while it is computed.
-    needed = ("func.reports.results", *(("matplotlib.image",) if reporter else ()))
+    needed = ("func.reports.results", *(("jinja2",) if reporter else ()))
     with (
         tqdm(total=len(todo), desc="Scans", unit="scan", disable=None) as scans,
         tqdm(desc="Windows", unit="window", position=1, leave=False, disable=None) as windows,
@@ -138,9 +142,11 @@ def reconstruct_pairs(
 
         raw = raw_settings(arguments)
         reconstructor = Reconstructor(weights, arguments.device, arguments.precision, arguments.uncertainty, progress)
-        for pair, reading in read_ahead(todo, read_cases):
+        stopwatch.lap("Start")
+        for pair, reading in readings:
             try:
                 case, *others = reading.result()
+                stopwatch.lap("Reading")
                 if raw:
                     case, *others = (with_stated_slices(stack, arguments) for stack in (case, *others))
                 else:
@@ -153,32 +159,50 @@ def reconstruct_pairs(
                 case = replace(case, warnings=(*case.warnings, *(told for stack in others for told in stack.warnings)))
                 making = made_with(pair, weights_path, arguments)
                 making["Weights"]["Recipe"] = weights.recipe
-                writer.submit(pair, save_result, pair, todo[pair], case, result, making, arguments, reporter)
+                writer.submit(pair, save_result, pair, todo[pair], case, result, making, arguments, reporter, stopwatch)
             except Exception as error:
                 failed(pair, error)
             scans.update()
+            stopwatch = Stopwatch()
 
 
 def save_result(
-    pair: Pair, path: Path, case: Case, result, making: dict, arguments: argparse.Namespace, reporter
+    pair: Pair,
+    path: Path,
+    case: Case,
+    result,
+    making: dict,
+    arguments: argparse.Namespace,
+    reporter,
+    stopwatch: Stopwatch,
 ) -> None:
     """Write all that belongs to a result: the volume with its sidecar, the maps asked for, the figure.
+
+    The figure is drawn while the quality of the input is measured, and added once the result is there.
 
     Raises:
         BabyAIError: something could not be written.
     """
     from func.reports.results import describe, save
 
-    sidecar = describe(case, result, named_sources(pair, arguments), making)
+    stopwatch.take(result.report.get("Seconds", {}))
+    with ThreadPoolExecutor(1, "drawer") as drawer:
+        known = {**result.report, **making}
+        drawing = reporter and drawer.submit(
+            reporter.draw, path, case.t1, case.t2, result.image, result.uncertainty, known
+        )
+        sidecar = describe(case, result, named_sources(pair, arguments), making)
+        stopwatch.lap("Quality")
+    stopwatch.lap("Figure")
     if arguments.uncertainty and arguments.weights != "bundled":
         sidecar["Warnings"].append(
             "The uncertainty was calibrated for the bundled weights; scripts/evaluate.py tells how well it holds."
         )
     for sentence in sidecar["Warnings"][len(case.warnings) + len(result.warnings) :]:
         warn(f"{pair.name}: {sentence}")
-    save(path, case, result, sidecar, arguments.residual_map)
+    save(path, case, result, sidecar, arguments.residual_map, stopwatch)
     if reporter:
-        reporter.draw(path, case.t1, case.t2, result.image, result.uncertainty)
+        reporter.add(path, drawing.result())
 
 
 def find_results(arguments: argparse.Namespace, tally: Tally) -> dict[Pair, Path]:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -483,6 +484,17 @@ def test_the_same_case_gives_the_same_bytes(thick, weights, tmp_path):
         assert inference.main([*arguments, "--device", "cpu"]) == 0
         written.append((tmp_path / name / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz").read_bytes())
     assert written[0] == written[1]
+
+
+def test_the_sidecar_tells_where_the_time_went(thick, weights, tmp_path):
+    """Its seconds add up to what a user waits, but for the page and the end of the process."""
+    arguments = ["--data-dir", thick(), "--output-dir", tmp_path / "out", "--weights", weights, "--device", "cpu"]
+    began = time.perf_counter()
+    subprocess.run([sys.executable, inference.__file__, *map(str, arguments)], check=True, capture_output=True)
+    waited = time.perf_counter() - began
+    seconds = read_sidecar(tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz")["Seconds"]
+    assert list(seconds)[:2] == ["Start", "Reading"] and list(seconds)[-3:] == ["Quality", "Figure", "Writing"]
+    assert 0.85 * waited < sum(seconds.values()) < waited
 
 
 def test_a_network_that_cannot_be_used_is_a_wrong_call(thick, weights, tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPO_ROOT
 
 SCRIPTS = REPO_ROOT / "scripts"
-MODULE_OF = {"jinja2": "jinja2", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
+MODULE_OF = {"pillow": "PIL", "jinja2": "jinja2", "scikit-image": "skimage", "simpleitk": "SimpleITK"}
 OPTIONAL = {"ipyniivue"}  # used where it is installed
 # Not imported: run by the demo, and used by pandas for Markdown.
 COMMANDS = {"jupyter", "nbclient", "tabulate"}

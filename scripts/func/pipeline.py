@@ -5,22 +5,28 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], object]) -> Iterator[tuple[Item, Future]]:
-    """Each item with the future of its reading, which begins while the item before is being worked on."""
-    with ThreadPoolExecutor(1, "reader") as pool:
-        waiting = None
-        for item in items:
-            upcoming = item, pool.submit(read, item)
-            if waiting:
-                yield waiting
-            waiting = upcoming
-        if waiting:
-            yield waiting
+    """Each item with the future of its reading, which begins while the item before is being worked on.
+
+    The first is read from now on.
+    """
+    pool, items = ThreadPoolExecutor(1, "reader"), iter(items)
+    begun = [(item, pool.submit(read, item)) for item in islice(items, 1)]
+
+    def each() -> Iterator[tuple[Item, Future]]:
+        with pool:
+            for item in items:
+                begun.append((item, pool.submit(read, item)))
+                yield begun.pop(0)
+            yield from begun
+
+    return each()
 
 
 class Writer:

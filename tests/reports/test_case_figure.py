@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from func.reports.case_figure import Scans, draw_figure
+from func.reports.case_figure import Scans, draw_figure, save_figure
 from func.scans.nifti import image_of
 
 
@@ -33,7 +33,7 @@ def test_left_is_left_and_up_is_up(tmp_path, axes):
     image = nib.Nifti1Image(array, nib.affines.from_matvec(np.eye(3), [-20, -20, -20]))
     turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
     image = image.as_reoriented(turn)
-    draw_figure(tmp_path / "x.svg", Scans(image, image, image, np.eye(4), np.eye(4)))
+    save_figure(tmp_path / "x.svg", draw_figure("x", Scans(image, image, image, np.eye(4), np.eye(4))))
     panels = {column: panel[..., 0] for (row, column), panel in panels_of(tmp_path / "x.svg").items() if row == "t1w"}
     middle = {column: panel[108:148, 108:148].astype(float) for column, panel in panels.items()}
     upwards = {column: panel[:20].mean() - panel[20:].mean() for column, panel in middle.items()}
@@ -46,8 +46,8 @@ def test_the_t2w_is_brought_into_the_frame_of_the_result(tmp_path, scans):
     shift = np.eye(4)
     shift[:3, 3] = [5, -7, 9]
     moved = image_of(np.asarray(scans.t2.dataobj), shift @ scans.t2.affine)
-    draw_figure(tmp_path / "a.svg", scans)
-    draw_figure(tmp_path / "b.svg", Scans(scans.t1, moved, scans.result, np.eye(4), shift))
+    save_figure(tmp_path / "a.svg", draw_figure("x", scans))
+    save_figure(tmp_path / "b.svg", draw_figure("x", Scans(scans.t1, moved, scans.result, np.eye(4), shift)))
     straight, back = panels_of(tmp_path / "a.svg"), panels_of(tmp_path / "b.svg")
     for key in straight:
         assert np.abs(straight[key].astype(int) - back[key]).mean() < 1
@@ -58,6 +58,6 @@ def test_the_zoom_lies_where_the_t2w_was_measured(tmp_path, scans, planes, monke
     """In a slab of some of the planes, though the reconstruction shows the whole head."""
     monkeypatch.setattr("func.reports.case_figure.ZOOM", 10.0)
     slab = scans.t2.slicer[:, :, slice(*planes)]
-    draw_figure(tmp_path / "x.svg", Scans(scans.t1, slab, scans.result, np.eye(4), np.eye(4)))
+    save_figure(tmp_path / "x.svg", draw_figure("x", Scans(scans.t1, slab, scans.result, np.eye(4), np.eye(4))))
     zoomed = panels_of(tmp_path / "x.svg")["cubic", "zoom"][..., 0]
     assert (zoomed > 20).mean() > 0.7

@@ -15,9 +15,10 @@ from scipy import ndimage
 
 from browser import CHROMIUM, Browser
 from func.reports import page as report
-from func.reports.case_figure import COLUMNS, Scans, draw_figure
+from func.reports.case_figure import COLUMNS, Scans, draw_figure, save_figure
 from func.reports.page import Reporter, figure_path, record_failures, scans_of, write_report
 from func.scans.nifti import image_of, save_result
+from func.scans.sidecars import read_sidecar
 
 WARNING = "Slices of 8 mm are <outside> the 2 to 6 mm of the weights' training."
 
@@ -48,7 +49,7 @@ def add_result(folder, number, scans, warnings=(), figure=None):
     save_result(path, nib.Nifti1Image(np.ones((2, 2, 2), np.float32), np.eye(4)), sidecar(number, warnings))
     target = figure_path(path, folder)
     if figure is None:
-        draw_figure(target, scans)
+        save_figure(target, draw_figure("x", scans))
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(figure)
@@ -90,7 +91,10 @@ def test_a_raw_case_is_drawn_with_its_motion(tmp_path, scans, space, at_hand):
         nib.save(image, file)
     told = []
     reporter = Reporter(tmp_path, "1of1", told.append)
-    reporter.draw(path, scans.t1, moved, result) if at_hand else reporter.draw(path, *files)
+    if at_hand:
+        reporter.add(path, reporter.draw(path, scans.t1, moved, result, None, read_sidecar(path)))
+    else:
+        reporter.catch_up(path, *files)
     assert not told
     panels = {key: panel[..., 0].astype(float) for key, panel in panels_of(figure_path(path, tmp_path)).items()}
     for column in COLUMNS:
@@ -102,7 +106,7 @@ def test_a_raw_case_is_drawn_with_its_motion(tmp_path, scans, space, at_hand):
 def test_edges_of_the_t1w_are_drawn_over_the_t2w_where_they_may_not_show_one_head(tmp_path, scans):
     registration = {"T1wToT2w": np.eye(4).tolist(), "Verdict": "unsure"}
     doubtful = scans_of(scans.t1, scans.t2, scans.result, None, {"Registration": registration})
-    draw_figure(tmp_path / "x.svg", doubtful)
+    save_figure(tmp_path / "x.svg", draw_figure("x", doubtful))
     overlay = panels_of(tmp_path / "x.svg")["overlay", "axial"].astype(int)
     coloured = (overlay.max(axis=2) - overlay.min(axis=2)) > 60
     assert 0.005 < coloured.mean() < 0.3
@@ -111,7 +115,7 @@ def test_edges_of_the_t1w_are_drawn_over_the_t2w_where_they_may_not_show_one_hea
 
 
 def test_a_case_without_a_t1w_is_drawn_without_it(tmp_path, scans):
-    draw_figure(tmp_path / "x.svg", scans_of(None, scans.t2, scans.result, None, {}))
+    save_figure(tmp_path / "x.svg", draw_figure("x", scans_of(None, scans.t2, scans.result, None, {})))
     assert {row for row, _ in panels_of(tmp_path / "x.svg")} == {"cubic", "reconstruction"}
 
 
@@ -202,8 +206,9 @@ def test_parts_that_finish_together_leave_one_whole_page(tmp_path, scans, folder
 def test_what_goes_wrong_with_the_report_is_told_and_spares_the_run(tmp_path, scans, monkeypatch):
     told = []
     reporter = Reporter(tmp_path, "1of1", told.append)
-    monkeypatch.setattr(report, "draw_figure", lambda path, scans: 1 / 0)
-    reporter.draw(tmp_path / "x_T2w.nii.gz", scans.t1, scans.t2, scans.result)
+    monkeypatch.setattr(report, "draw_figure", lambda name, scans: 1 / 0)
+    path = tmp_path / "x_T2w.nii.gz"
+    reporter.add(path, reporter.draw(path, scans.t1, scans.t2, scans.result, None, {}))
     (tmp_path / "report.html").mkdir()
     reporter.finish([])
     assert len(told) == 2 and "ZeroDivisionError" in told[0] and told[1].startswith("The report is missing: ")

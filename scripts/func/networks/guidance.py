@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from func.slices.filters import smooth
 from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, upsample
@@ -116,12 +115,14 @@ def t1_offset(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: Sl
     """
     slab = _middle(t1, _OFFSET_SLAB)
     t1, slices = _tensor(t1), _tensor(slices[slab])
+    planes = torch.arange(len(t1))[slab]
     seen: dict[tuple[int, ...], float] = {}
 
     def misfit(step: np.ndarray) -> float:
         key = tuple(step.tolist())
         if key not in seen:
-            seen[key] = _misfit(torch.roll(t1, key, (0, 1, 2))[slab], slices, geometry)
+            moved = torch.roll(t1[(planes - key[0]) % len(t1)], key[1:], (1, 2))
+            seen[key] = _misfit(moved, slices, geometry)
         return seen[key]
 
     best = np.zeros(3, int)
@@ -175,7 +176,7 @@ def head_share(t1: Tensor) -> Tensor:
     """How much of each voxel is head, not air: 0 to 1; at the head's rim as the T1w's brightness there tells."""
     # Zero is what brain extraction leaves; a voxel that is merely dark is no air by itself.
     head = ~((t1 == 0) | _opened(t1 <= _FAINTEST))
-    deep = functional.max_pool3d((~head).to(t1.dtype)[None], 3, 1, 1)[0] == 0
+    deep = ~_with_cubes(~head)
     weight = smooth(deep.to(t1.dtype), _RIM_SIGMAS)
     around = smooth(t1 * deep, _RIM_SIGMAS) / weight.clamp(min=1e-3)
     share = (t1 / (_RIM_BRIGHTNESS * around).clamp(min=1e-3)).clamp(0, 1)
@@ -198,3 +199,14 @@ def _with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
         if beyond:
             outer[0] = outer[-1] = True
     return grown
+
+
+def _with_cubes(mask: Tensor) -> Tensor:
+    """The mask and the 3 x 3 x 3 voxels around each of its voxels."""
+    for axis in range(3):
+        inner, grown = mask.movedim(axis, 0), mask.clone()
+        outer = grown.movedim(axis, 0)
+        outer[:-1] |= inner[1:]
+        outer[1:] |= inner[:-1]
+        mask = grown
+    return mask

@@ -81,7 +81,7 @@ class Reconstructor:
         precision: str = "auto",
         uncertainty: bool = False,
         progress: Progress | None = None,
-        window: int = 192,
+        window: int = 256,
         overlap: int = 48,
     ) -> None:
         self.weights = weights

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
+from PIL import Image
 from scipy import ndimage
 
 from func.reports.figures import BESIDE_MIDLINE, EDGE_COLOUR, PLANES, head_box, plane_points, sample, white_of
-from func.scans.bids import stem_of
 from func.scans.files import atomic
 from func.slices.geometry import AXIS_ACROSS
 
@@ -61,12 +61,8 @@ class Scans:
     overlay: bool = False
 
 
-def draw_figure(path: Path, scans: Scans) -> None:
-    """Write the figure of one case: a row for each scan; three planes and a zoom on the cortex in columns.
-
-    Raises:
-        BabyAIError: the figure could not be written.
-    """
+def draw_figure(name: str, scans: Scans) -> ElementTree.Element:
+    """The figure of one case as an SVG: a row for each scan; three planes and a zoom on the cortex in columns."""
     panels, zoomed, box = _panels(scans)
     rows = [row for row in ROWS if (row, "axial") in panels]
     left, top, step = 120, 28, _PIXELS + 6
@@ -74,7 +70,7 @@ def draw_figure(path: Path, scans: Scans) -> None:
         "svg", xmlns=_SVG, viewBox=f"0 0 {left + 4 * step} {top + len(rows) * step}",
         **{"data-zoom": zoomed, "data-box": " ".join(f"{100 * share:.2f}" for share in box)},
     )  # fmt: skip
-    ElementTree.SubElement(svg, "title").text = f"{stem_of(path)}: T1w, cubic interpolation and reconstruction"
+    ElementTree.SubElement(svg, "title").text = f"{name}: T1w, cubic interpolation and reconstruction"
     ElementTree.SubElement(svg, "rect", width="100%", height="100%")
     label = {"fill": "white", "font-family": "sans-serif", "font-size": "15"}
     for j, column in enumerate(COLUMNS):
@@ -93,6 +89,15 @@ def draw_figure(path: Path, scans: Scans) -> None:
         svg, "rect", id="zoomed", x=f"{left + COLUMNS.index(zoomed) * step + x:.1f}", y=f"{top + y:.1f}",
         width=f"{side:.1f}", height=f"{side:.1f}", fill="none", stroke="white",
     )  # fmt: skip
+    return svg
+
+
+def save_figure(path: Path, svg: ElementTree.Element) -> None:
+    """Write a figure.
+
+    Raises:
+        BabyAIError: it could not be written.
+    """
     with atomic(path) as temporary:
         ElementTree.ElementTree(svg).write(temporary, encoding="utf-8", xml_declaration=True)
 
@@ -197,9 +202,13 @@ def _overlay(scans: Scans, points: np.ndarray) -> str:
 
 
 def _jpeg(values: np.ndarray, white: float, colours: str = "gray") -> str:
-    """Grey values, or colours from 0 to 1, as a data URI."""
-    from matplotlib.image import imsave
+    """Values, shape (pixels, pixels), in a map of colours, or three colours of each pixel, from 0 to ``white``."""
+    shares = np.clip(values / white, 0, 1)
+    if colours != "gray":
+        from matplotlib import colormaps
 
+        shares = colormaps[colours](shares)[..., :3]
     buffer = io.BytesIO()
-    imsave(buffer, values, cmap=colours, vmin=0, vmax=white, format="jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
+    pixels = Image.fromarray(np.uint8(255 * shares + 0.5)).convert("RGB")
+    pixels.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

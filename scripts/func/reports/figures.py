@@ -7,17 +7,22 @@ as they are, and images on different grids appear in the same place at the same 
 Each function returns a matplotlib Figure; `figure.savefig(path)` writes it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from func.errors import BabyAIError
 from func.scans.nifti import array_of
 from func.slices.geometry import AXIS_ACROSS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLANES = tuple(AXIS_ACROSS)
 CONVENTIONS = ("neurological", "radiological")
@@ -245,6 +250,8 @@ def _window(image: nib.Nifti1Image) -> tuple[float, float]:
 
 def _panels(rows: int, columns: int, sizes: Sequence[tuple[float, float]]) -> tuple[Figure, np.ndarray]:
     """A figure of rows x columns panels whose columns have the given sizes (mm)."""
+    from matplotlib.figure import Figure
+
     widths, height = [size[0] for size in sizes], max(size[1] for size in sizes)
     inches = 8.0 / sum(widths) if columns > 1 else 4.0 / sum(widths)
     figure = Figure(figsize=(sum(widths) * inches + 0.4, rows * height * inches + 0.45), dpi=120, layout="constrained")

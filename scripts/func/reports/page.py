@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
 
 from func.errors import BabyAIError
-from func.reports.case_figure import COLUMNS, ROWS, UNCERTAINTY_TOP, Scans, draw_figure, read_figure
+from func.reports.case_figure import COLUMNS, ROWS, UNCERTAINTY_TOP, Scans, draw_figure, read_figure, save_figure
 from func.reports.methods import methods, section, stacks_of
 from func.scans.bids import RESULT_ENTITY, stem_of
 from func.scans.files import atomic, save_json
@@ -67,14 +68,24 @@ class Reporter:
         result: Path,
         t1: nib.Nifti1Image | Path | None,
         t2: nib.Nifti1Image | Path,
-        image: nib.Nifti1Image | None = None,
-        uncertainty: nib.Nifti1Image | None = None,
-    ) -> None:
-        """Draw the figure of a result that has been written with its sidecar; scans not at hand are read from files."""
+        image: nib.Nifti1Image | Path,
+        uncertainty: nib.Nifti1Image | None,
+        sidecar: dict,
+    ) -> ElementTree.Element | None:
+        """The figure of a result, which need not have been written yet; None where it cannot be drawn."""
         with self._spared(f"The figure of {result.name}"):
-            t1, t2 = (read_volume(scan) if isinstance(scan, Path) else scan for scan in (t1, t2))
-            scans = scans_of(t1, t2, image or read_volume(result), uncertainty, _read(sidecar_path(result)))
-            draw_figure(figure_path(result, self._output_dir), scans)
+            return draw_figure(stem_of(result), scans_of(t1, t2, image, uncertainty, sidecar))
+        return None
+
+    def add(self, result: Path, figure: ElementTree.Element | None) -> None:
+        """Put the figure of a result beside it, once it has been written."""
+        with self._spared(f"The figure of {result.name}"):
+            if figure is not None:
+                save_figure(figure_path(result, self._output_dir), figure)
+
+    def catch_up(self, result: Path, t1: Path | None, t2: Path) -> None:
+        """Draw the figure of a result of an earlier run, from the files."""
+        self.add(result, self.draw(result, t1, t2, result, None, _read(sidecar_path(result))))
 
     def finish(self, failures: Iterable[str]) -> None:
         """Write the page; ``failures`` are the sentences on the scans that failed in this part."""
@@ -93,16 +104,20 @@ class Reporter:
 
 
 def scans_of(
-    t1: nib.Nifti1Image | None,
-    t2: nib.Nifti1Image,
-    result: nib.Nifti1Image,
+    t1: nib.Nifti1Image | Path | None,
+    t2: nib.Nifti1Image | Path,
+    result: nib.Nifti1Image | Path,
     uncertainty: nib.Nifti1Image | None,
     sidecar: dict,
 ) -> Scans:
     """The scans of a case, each where it lies: on one grid, or as the registration in the result's sidecar says.
 
-    A raw result lies in the T1w's world, or in the T2w's where the settings say ``t2``.
+    A raw result lies in the T1w's world, or in the T2w's where the settings say ``t2``. Files are read.
+
+    Raises:
+        BabyAIError: a file cannot be read.
     """
+    t1, t2, result = (read_volume(scan) if isinstance(scan, Path) else scan for scan in (t1, t2, result))
     registration = section(sidecar, "Registration")
     t1_to_t2 = np.asarray(registration.get("T1wToT2w", np.eye(4)), float)
     in_t2_world = section(sidecar, "Settings").get("Space") == "t2"

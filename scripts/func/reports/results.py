@@ -16,6 +16,7 @@ from func.reports.quality import is_stripped, quality_of
 from func.scans.bids import stem_of
 from func.scans.case import Case
 from func.scans.nifti import array_of, save_result
+from func.stopwatch import Stopwatch
 from func.version import own_version
 
 
@@ -43,9 +44,17 @@ def describe(case: Case, result: Reconstruction, sources: list[str], made_with: 
 
 
 def save(
-    path: Path, case: Case, result: Reconstruction, sidecar: dict, residual_maps: Sequence[Path] | None = None
+    path: Path,
+    case: Case,
+    result: Reconstruction,
+    sidecar: dict,
+    residual_maps: Sequence[Path] | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> None:
     """Write a result, its sidecar and the maps that were asked for: those of residuals one for each stack.
+
+    Args:
+        stopwatch: see :func:`func.scans.nifti.save_result`.
 
     Raises:
         BabyAIError: something could not be written.
@@ -54,7 +63,7 @@ def save(
         sidecar["Uncertainty"] = _save_uncertainty(path, result, sidecar)
     for residual_map, residual in zip(residual_maps or (), result.residuals, strict=False):
         save_result(residual_map, residual, {"Description": "Measured slices minus the result's slices"})
-    save_result(path, case.in_file_units(result.image), sidecar)
+    save_result(path, case.in_file_units(result.image), sidecar, stopwatch)
 
 
 def _save_uncertainty(path: Path, result: Reconstruction, sidecar: dict) -> dict:

@@ -22,6 +22,7 @@ from func.errors import BabyAIError, warn
 from func.scans.affine import affine_in_mm
 from func.scans.files import atomic, write_json
 from func.scans.sidecars import sidecar_path
+from func.stopwatch import Stopwatch
 
 ATLAS_SHAPE = (182, 218, 182)
 
@@ -309,12 +310,18 @@ def image_of(array: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image | None
     return type(like)(array, affine, _cleaned(like.header))
 
 
-def save_result(path: str | Path, image: nib.Nifti1Image, sidecar: dict) -> None:
+def save_result(path: str | Path, image: nib.Nifti1Image, sidecar: dict, stopwatch: Stopwatch | None = None) -> None:
     """Write a volume and its JSON sidecar, the volume last: where it is there, both are there and whole.
+
+    Args:
+        stopwatch: what it measured goes into the sidecar as ``Seconds``, writing the volume included.
 
     Raises:
         BabyAIError: one of them could not be written.
     """
     with atomic(path) as volume_file, atomic(sidecar_path(path)) as json_file:
         nib.save(image, volume_file)
+        if stopwatch:
+            stopwatch.lap("Writing")
+            sidecar = sidecar | {"Seconds": stopwatch.seconds}
         write_json(json_file, sidecar)
