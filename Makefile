@@ -20,7 +20,7 @@ test: $(VENV)/test.stamp
 # On a machine with a CUDA device: that it gives what a processor gives, and how fast it is.
 gpu: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m gpu -rs
-	$(BIN)/python scripts/tools/benchmark.py --device cuda --sections published training processes --output results/benchmark_gpu.md
+	$(BIN)/python scripts/tools/benchmark.py --device cuda --sections published training grid raw --output results/benchmark_gpu.md
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix

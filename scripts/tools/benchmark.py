@@ -3,9 +3,10 @@
     python scripts/tools/benchmark.py --output benchmark.md
     python scripts/tools/benchmark.py --device cuda --sections published training
 
-Prints Markdown tables: whole processes of inference.py, from start to the last saved file (scans on the grid, a raw
-infant, a raw whole head, several stacks; how time grows with in-plane size); the published network as published, one
-patch after the other, against its folded form; patches a second in training, and how busy that keeps a GPU.
+Prints Markdown tables: whole processes of inference.py, from start to end (``grid``: folders of scans on the grid, by
+one process and by several; ``raw``: an infant and a whole head; ``stacks`` and ``in-plane``: how time grows with their
+number and with the voxels of a slice); the published network as published, one patch after the other, against its
+folded form; patches a second in training, and how busy that keeps a GPU.
 Ratios carry over between machines, seconds do not. Scans are those of a digital infant and the published weights are
 random numbers (--weights: a file), neither of which changes the cost.
 """
@@ -18,11 +19,13 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from func.commands import script_parser
+from func.commands import processors, script_parser
 from func.errors import BabyAIError
 from func.networks.devices import choose_device, computing, has_fast_bfloat16
 from func.networks.patches import BATCH_SIZE, count_patches, run_patches
@@ -50,7 +53,8 @@ PATCHES = 48  # patches timed, of the 1,573 of a volume
 BATCH = 32  # patches of a plain training step
 REPEATS = 3  # the fastest of so many runs counts
 THICKNESS = 4.0  # mm, axial slices of the scans on the grid
-SUBJECTS = (1, 2, 4)  # scans in a folder
+SUBJECTS = (1, 4)  # scans in a folder
+SHARDS = 2  # processes that share the larger folder
 INFANT = ((160, 192, 40), (0.8, 0.8, 3.3))  # voxels and mm of a raw stack
 WHOLE_HEAD = ((384, 512, 56), (0.43, 0.43, 2.5))
 STACKS = ("axial", "coronal", "sagittal")  # of a raw infant, one more each time
@@ -99,6 +103,7 @@ def machine(device: torch.device) -> str:
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
         name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
         name = f"{name}, {torch.get_num_threads()} threads"
+        name = f"{name} ({torch.backends.cpu.get_cpu_capability()}, {'' if has_fast_bfloat16() else 'no '}bfloat16)"
     precisions = ("float32", "bfloat16") if has_fast_bfloat16(device) else ("float32",)
     rates = {precision: matrix_product_rate(device, precision) / 1e9 for precision in precisions}
     return (
@@ -110,29 +115,63 @@ def machine(device: torch.device) -> str:
 # Whole processes of inference.py
 
 
-def processes(device: torch.device, folder: Path, weights: Path | None) -> str:
-    """Scans on the grid, raw scans and several stacks, and whole heads of finer and finer in-plane voxels."""
-    starting, _ = timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True), device)
+HEADER = [
+    "scans",
+    "s, whole process",
+    "s a result",
+    "of it network",
+    "told in the sidecar",
+    "processors busy",
+    "peak, GB",
+]
+
+
+def grid(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """Folders of scans on the grid, by one process and by several at a time."""
     rows = {}
     for count in SUBJECTS:
-        write_grid_scans(folder / f"{count}", count)
-        rows[f"{count} on the grid"] = inference_cells(
-            folder / f"{count}", ["--data-dir", folder / f"{count}"], device, count
-        )
-    shape, sizes = INFANT
-    rows["a raw infant"] = raw_cells(folder / "infant", shape, sizes, STACKS[:1], device)
-    for count in range(2, len(STACKS) + 1):
-        name = f"a raw infant, {count} stacks"
-        rows[name] = raw_cells(folder / f"{count}-stacks", shape, sizes, STACKS[:count], device)
+        scans = folder / f"{count}"
+        write_grid_scans(scans, count)
+        rows[f"{count} on the grid"] = inference_cells(scans, ["--data-dir", scans], device=device, results=count)
+    parts = [["--data-dir", scans, "--shard", f"{part}/{SHARDS}"] for part in range(1, SHARDS + 1)]
+    shutil.rmtree(scans / "results", ignore_errors=True)
+    rows[f"{count} on the grid, {SHARDS} processes"] = inference_cells(scans, *parts, device=device, results=count)
+    starting, _ = timed(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True), device)
+    return f"### Scans on the grid\n\n{table(HEADER, rows)}\n\n`import torch` alone takes {starting:.1f} s."
+
+
+def raw(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """A raw infant and a raw whole head."""
+    rows = {
+        f"{name}, {voxels_of(*scan)}": raw_cells(folder / name, *scan, STACKS[:1], device)
+        for name, scan in (("an infant", INFANT), ("a whole head", WHOLE_HEAD))
+    }
+    return f"### Raw scans\n\n{table(HEADER, rows)}"
+
+
+def stacks(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """A raw infant in more and more stacks."""
+    rows = {}
+    for count in range(1, len(STACKS) + 1):
+        cells = raw_cells(folder / f"{count}", *INFANT, STACKS[:count], device)
+        rows[f"an infant in {count} stack{'s' if count > 1 else ''}"] = cells
+    return f"### By the number of stacks\n\n{table(HEADER, rows)}"
+
+
+def in_plane(device: torch.device, folder: Path, weights: Path | None) -> str:
+    """Raw whole heads of finer and finer voxels in-plane."""
     shape, sizes = WHOLE_HEAD
-    rows["a raw whole head"] = raw_cells(folder / "head", shape, sizes, STACKS[:1], device)
-    for in_plane in IN_PLANE:
-        grid = [round(n * mm / in_plane) for n, mm in zip(shape[:2], sizes[:2], strict=True)]
-        name = f"the same, {in_plane:g} mm in-plane"
-        finer = (*grid, shape[2]), (in_plane, in_plane, sizes[2])
-        rows[name] = raw_cells(folder / f"{in_plane}", *finer, STACKS[:1], device)
-    header = ["scans", "s, whole process", "s a result", "of it network", "processor busy", "peak memory, GB"]
-    return f"### Whole processes\n\n{table(header, rows)}\n\n`import torch` alone takes {starting:.1f} s."
+    rows = {}
+    for voxel in IN_PLANE:
+        finer = tuple(round(n * mm / voxel) for n, mm in zip(shape[:2], sizes[:2], strict=True))
+        scan = (*finer, shape[2]), (voxel, voxel, sizes[2])
+        rows[f"a whole head, {voxels_of(*scan)}"] = raw_cells(folder / f"{voxel}", *scan, STACKS[:1], device)
+    return f"### By the voxels in-plane\n\n{table(HEADER, rows)}"
+
+
+def voxels_of(shape: tuple, sizes: tuple) -> str:
+    """A stack's grid in words."""
+    return f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{size:g}' for size in sizes)} mm"
 
 
 def write_grid_scans(folder: Path, count: int) -> None:
@@ -165,22 +204,30 @@ def raw_cells(folder: Path, shape: tuple, sizes: tuple, planes: tuple[str, ...],
         save_result(stacks[-1], infant_brain(stack_shape, affine, 6, skull).t2, {"SliceThickness": max(sizes)})
     output = folder / "results" / "sub-01_desc-isotropic_T2w.nii.gz"
     scans = ["--t1", folder / "sub-01_T1w.nii.gz", "--t2", *stacks, "--output", output]
-    return inference_cells(folder, scans, device, 1)
+    return inference_cells(folder, scans, device=device, results=1)
 
 
-def inference_cells(folder: Path, arguments: list, device: torch.device, results: int) -> list[str]:
-    """Run inference.py as users do, its results below ``folder``, and fill a row of the table."""
-    command = [sys.executable, SCRIPTS / "inference.py", *arguments, "--device", device]
-    if "--output" not in arguments:
-        command += ["--output-dir", folder / "results"]
-    seconds, (busy, memory) = timed(lambda: run_process(command), device)
+def inference_cells(folder: Path, *calls: list, device: torch.device, results: int) -> list[str]:
+    """Run inference.py as users do, once or in several processes at a time, and fill a row of the table.
+
+    Results go below ``folder``; the peak memory is that of the process that needs most.
+    """
+    commands = [[sys.executable, SCRIPTS / "inference.py", *call, "--device", device] for call in calls]
+    if "--output" not in calls[0]:
+        commands = [[*command, "--output-dir", folder / "results"] for command in commands]
+    with ThreadPoolExecutor(len(commands)) as pool:
+        threads = max(1, processors() // len(commands))
+        seconds, used = timed(lambda: list(pool.map(lambda command: run_process(command, threads), commands)), device)
+    busy, memory = sum(processor for processor, _ in used), max(peak for _, peak in used)
     sidecars = [json.loads(path.read_text()) for path in (folder / "results").rglob("*desc-isotropic*.json")]
-    network = sum(sidecar.get("Seconds", {}).get("Network", 0) for sidecar in sidecars)
+    stages = [sidecar.get("Seconds", {}) for sidecar in sidecars]
+    told = sum(sum(stage.values()) for stage in stages)
     return [
         f"{seconds:.1f}",
         f"{seconds / results:.1f}",
-        f"{network / results:.1f}",
-        f"{busy / seconds / os.cpu_count():.0%}",
+        f"{sum(stage.get('Network', 0) for stage in stages) / results:.1f}",
+        f"{told / seconds:.0%}" if results == 1 else "–",
+        f"{busy / seconds / processors():.0%}",
         f"{memory / 1e9:.2f}",
     ]
 
@@ -193,15 +240,16 @@ print(code, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
 
 
-def run_process(command: list) -> tuple[float, int]:
-    """Processor seconds and peak resident bytes of a command and all it starts.
+def run_process(command: list, threads: int) -> tuple[float, int]:
+    """Processor seconds and peak resident bytes of a command, which computes in so many threads, and all it starts.
 
     Raises:
         BabyAIError: the command failed.
     """
     # A process begins with the peak of the one that starts it: a small one between the two keeps ours out of it.
     words = [sys.executable, "-c", MEASURED, *map(str, command)]
-    measured = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    measured = subprocess.check_output(words, stderr=subprocess.DEVNULL, text=True, env=environment)
     code, seconds, memory = measured.split()
     if int(code):
         raise BabyAIError(f"{' '.join(words[3:])} ended with exit code {code}: run it by itself to see why.")
@@ -418,7 +466,14 @@ def matrix_product_rate(device: torch.device, precision: str = "float32") -> flo
     return 2 * size**3 / seconds
 
 
-SECTIONS = {"processes": processes, "published": published, "training": training}
+SECTIONS = {
+    "grid": grid,
+    "raw": raw,
+    "stacks": stacks,
+    "in-plane": in_plane,
+    "published": published,
+    "training": training,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from func.errors import BabyAIError
 from func.networks import weights as network
 
 SMALL = {"channels": (4, 5, 6), "strides": (2, 2), "num_res_units": 2}
-CONSTANTS = {"REPEATS": 1, "PATCHES": 3, "BATCH": 2, "SUBJECTS": (1, 2), "IN_PLANE": (2.0,)}
+CONSTANTS = {"REPEATS": 1, "PATCHES": 3, "BATCH": 2, "SUBJECTS": (1, 3), "IN_PLANE": (2.0,)}
 CONSTANTS |= {"INFANT": ((12, 12, 10), (2.0, 2.0, 4.0)), "WHOLE_HEAD": ((24, 24, 10), (1.5, 1.5, 4.0))}
 
 
@@ -30,14 +30,17 @@ def small_benchmark(monkeypatch, small_head):
         monkeypatch.setattr(benchmark, constant, value)
 
 
-def inference_understood(command):
+def inference_understood(command, threads):
     """Stands for inference.py: reads the arguments as it does, and leaves a sidecar."""
     assert Path(command[1]).is_file()
     arguments = inference.parse_arguments([str(word) for word in command[2:]])
     results = arguments.output.parent if arguments.t2 else arguments.output_dir
-    results.mkdir(parents=True)
-    (results / "sub-01_desc-isotropic_T2w.json").write_text(json.dumps({"Seconds": {"Network": 2.5}}))
-    return 1.0, 2e9
+    results.mkdir(parents=True, exist_ok=True)
+    part, count = arguments.shard
+    assert threads == max(1, benchmark.processors() // count)
+    seconds = json.dumps({"Seconds": {"Network": 3.0}})
+    (results / f"sub-{part + 1:02d}_desc-isotropic_T2w.json").write_text(seconds)
+    return 1.0, (2 + part) * 1e9
 
 
 def training_understood(command):
@@ -60,12 +63,20 @@ def test_every_table_is_filled(small_benchmark, tmp_path, capsys):
     text = output.read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     assert "nan" not in text
-    processes, published = rows(text, "### Whole processes"), rows(text, "### The published network")
-    stacks = ["a raw infant", "a raw infant, 2 stacks", "a raw infant, 3 stacks"]
-    heads = ["a raw whole head", "the same, 2 mm in-plane"]
-    assert list(processes) == ["1 on the grid", "2 on the grid", *stacks, *heads]
-    assert processes["a raw infant"][2] == "2.5" and processes["2 on the grid"][2] == "1.2"
-    assert all(re.match(r"[\d.]+", cell) for cells in [*published.values(), *processes.values()] for cell in cells)
+    grid, raw = rows(text, "### Scans on the grid"), rows(text, "### Raw scans")
+    assert list(grid) == ["1 on the grid", "3 on the grid", "3 on the grid, 2 processes"]
+    assert [cells[2] for cells in grid.values()] == ["3.0", "1.0", "2.0"]
+    assert [cells[5] for cells in grid.values()] == ["2.00", "2.00", "3.00"]
+    assert list(raw) == [
+        "an infant, 12 x 12 x 10 voxels of 2 x 2 x 4 mm",
+        "a whole head, 24 x 24 x 10 voxels of 1.5 x 1.5 x 4 mm",
+    ]
+    stacks, heads = rows(text, "### By the number of stacks"), rows(text, "### By the voxels in-plane")
+    assert list(stacks) == ["an infant in 1 stack", "an infant in 2 stacks", "an infant in 3 stacks"]
+    assert list(heads) == ["a whole head, 18 x 18 x 10 voxels of 2 x 2 x 4 mm"]
+    published = rows(text, "### The published network")
+    tables = (grid, raw, stacks, heads, published)
+    assert all(re.match(r"[\d.]+|–", cell) for cells in tables for row in cells.values() for cell in row)
     assert published["times as fast"][0] == "1.0"
     assert float(published["largest difference, of the range"][2]) < 1e-4
     assert list(rows(text, "### Training")) == [
@@ -92,4 +103,4 @@ def test_what_fails_is_named(tmp_path, capsys):
     with pytest.raises(BabyAIError, match="without a report"):
         benchmark.training_rate(["sh", "-c", "exit 3"])
     with pytest.raises(BabyAIError, match="exit code 3"):
-        benchmark.run_process(["sh", "-c", "exit 3"])
+        benchmark.run_process(["sh", "-c", "exit 3"], 1)
