@@ -36,6 +36,7 @@ _BRIGHT = 0.1  # network units: what is brighter tells how bright one stack is a
 _ENOUGH = 200  # voxels in common, to tell that
 _SPARSE = 4.0  # mm between the voxels that tell it
 _ROUNDS = 2  # in which slices are laid upon the volume that they give, and give it anew
+_CONTRADICTING = 1.3  # times the noise of the slices: what they contradict each other by, where some are out of place
 _LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
 
 
@@ -111,15 +112,20 @@ class PlacedStack:
 
     def laid_upon(self, image: nib.Nifti1Image) -> PlacedStack:
         """The stack as a whole, moved to where it fits a volume of the common frame best."""
+        seen = self.still(image)
+        if not seen.any():
+            return self
         together = np.zeros(self.head.geometry.count, int)
-        found = find_motion(self.still(image), self.head.slices, self.head.geometry, together, True)
+        found = find_motion(seen, self.head.slices, self.head.geometry, together, True)
         moved = self.affine @ found.matrices[0] @ np.linalg.inv(self.affine)
         return replace(self, to_stack=moved @ self.to_stack)
 
     def refined_upon(self, image: nib.Nifti1Image, wanted: str) -> PlacedStack:
         """The stack with each slice moved to where it fits a volume of the common frame; ``wanted``: RawSettings."""
-        order = order_of_acquisition(self.case.sidecar, self.head.geometry.count)
         seen = self.still(image)
+        if not seen.any():
+            return self
+        order = order_of_acquisition(self.case.sidecar, self.head.geometry.count)
         found = find_motion(seen, self.head.slices, self.head.geometry, order, True, self.motion)
         undone = found if self.motion or found.moved or wanted == "on" else None
         return replace(self, motion=undone, searched=self.searched or found)
@@ -196,13 +202,25 @@ class Together:
 
     def agreed(self, estimate: np.ndarray) -> np.ndarray:
         """The estimate, made to agree with all slices but those that fit it far worse than the others."""
-        self._weigh(estimate)
         self.before = [_misfit(view, estimate) for view in self.views]
-        volume = agree_with_stacks(estimate, self.views, self.dampings)
+        volume = self._near_to(estimate)
         if self._leave_out(volume):
             self._look()
             volume = agree_with_stacks(estimate, self.views, self.dampings)
         return np.maximum(volume, 0)
+
+    def _near_to(self, estimate: np.ndarray) -> np.ndarray:
+        """The volume near to an estimate that agrees with the slices as far as their noise and contradictions allow."""
+        slices = [stack.brightness * stack.head.slices for stack in self.stacks]
+        noises = [noise_beside_volume(one, noise_of(one), HEAD) for one in slices]
+        self._weigh(estimate, noises)
+        volume = agree_with_stacks(estimate, self.views, self.dampings)
+        # Slices that do not lie where they should contradict each other: what no volume explains is noise to it.
+        left = [_misfit(view, volume) for view in self.views]
+        if any(misfit > _CONTRADICTING * noise for misfit, noise in zip(left, noises, strict=True)):
+            self._weigh(estimate, np.maximum(left, noises))
+            volume = agree_with_stacks(estimate, self.views, self.dampings)
+        return volume
 
     def half_width(self, estimates: np.ndarray, volume: np.ndarray) -> np.ndarray:
         """Half-width of the 90 % interval on the common grid, in network units.
@@ -226,9 +244,20 @@ class Together:
     def _image(self, values: np.ndarray) -> nib.Nifti1Image:
         first = self.stacks[0]
         source = image_of(np.maximum(values, 0).astype(np.float32), self.affine, self.t1 or first.case.t2)
-        shape, affine = first.working.result_grid
+        shape, affine = self._result_grid()
         matrix = np.linalg.inv(first.to_stack) if first.working.frame is None else None
         return image_of(resample(source, shape, affine, matrix), affine, source)
+
+    def _result_grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
+        """The first stack's, without a T1w widened to hold what the other stacks show beyond it."""
+        shape, affine = self.stacks[0].working.result_grid
+        if self.t1:
+            return shape, affine
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
+        places = apply_affine(np.linalg.inv(affine) @ self.affine, corners)
+        low = np.minimum(np.floor(places.min(axis=0) + 1e-3), 0).astype(int)
+        high = np.maximum(np.ceil(places.max(axis=0) - 1e-3), np.array(shape) - 1).astype(int)
+        return tuple(int(n) for n in high - low + 1), affine @ from_matvec(np.eye(3), low)
 
     def residual_images(self, volume: np.ndarray) -> tuple[nib.Nifti1Image, ...]:
         """What the slices of each stack show beyond the volume, in its own intensities; 0 where they are left out."""
@@ -270,12 +299,10 @@ class Together:
 
     def first_volume(self) -> np.ndarray:
         """A volume that agrees with the slices in their places, without the network; refines these places as well."""
-        volume = self._agreed_without_network()
         if self.t1 is None:
-            image = image_of(volume, self.affine, self.stacks[0].case.t2)
-            self.stacks[1:] = [stack.laid_upon(image) for stack in self.stacks[1:]]
+            self._lay_upon_others()
             self._look()
-            volume = self._agreed_without_network()
+        volume = self._agreed_without_network()
         for _ in range(_ROUNDS):
             self.refine(volume)
             volume = self._agreed_without_network()
@@ -291,6 +318,29 @@ class Together:
                 self.stacks[index] = stack.laid_upon(image)
         self._look()
 
+    def _lay_upon_others(self) -> None:
+        """Lay each stack but the first, and then the slices of each, where the other stacks show the head.
+
+        What a stack's own slices gave would hold them where they are.
+        """
+        for index, image in list(enumerate(self._shown_by_others()))[1:]:
+            self.stacks[index] = self.stacks[index].laid_upon(image)
+        for index, image in enumerate(self._shown_by_others()):
+            self.stacks[index] = self.stacks[index].refined_upon(image, self.settings.motion)
+
+    def _shown_by_others(self) -> list[nib.Nifti1Image]:
+        """For each stack the mean of the others, up-sampled as they lie, on the common grid."""
+        covered = [stack.coverage(self.shape, self.affine) for stack in self.stacks]
+        shown = [
+            inside * stack.brought_to(self.shape, self.affine, stack.head.t2)
+            for stack, inside in zip(self.stacks, covered, strict=True)
+        ]
+        total, weights = sum(shown), np.sum(covered, axis=0, dtype=np.float32)
+        return [
+            image_of((total - own) / np.maximum(weights - inside, 1), self.affine, self.stacks[0].case.t2)
+            for own, inside in zip(shown, covered, strict=True)
+        ]
+
     def _agreed_without_network(self) -> np.ndarray:
         if self.t1:
             t1 = resample(self.t1, self.shape, self.affine)
@@ -299,19 +349,14 @@ class Together:
             start = in_intensities_of(t1, head, *seen, np.concatenate([view.values for view in self.views]))
         else:
             (start,) = self.estimates(None)
-        self._weigh(start)
-        return np.maximum(agree_with_stacks(start, self.views, self.dampings), 0)
+        return np.maximum(self._near_to(start), 0)
 
     def _look(self) -> None:
         voxel = float(voxel_sizes(self.affine)[0])
         self.views = [StackView(stack.stack(voxel), self.shape, self.affine) for stack in self.stacks]
 
-    def _weigh(self, estimate: np.ndarray) -> None:
-        self.dampings = []
-        for stack, view in zip(self.stacks, self.views, strict=True):
-            slices = stack.brightness * stack.head.slices
-            noise = noise_beside_volume(slices, noise_of(slices), HEAD)
-            self.dampings.append(view.damping(estimate, noise, HEAD))
+    def _weigh(self, estimate: np.ndarray, noises: Sequence[float]) -> None:
+        self.dampings = [view.damping(estimate, noise, HEAD) for view, noise in zip(self.views, noises, strict=True)]
 
     def _leave_out(self, volume: np.ndarray) -> bool:
         """Leave out slices that fit the volume far worse than the others; whether there were any."""
