@@ -147,3 +147,24 @@ def test_each_stack_has_a_map_of_what_the_result_misses_and_the_result_an_uncert
         assert 0 < np.abs(missed).max() < 0.5 * values.max()
     width, image = (np.asarray(one.dataobj) for one in (result.uncertainty, result.image))
     assert width.shape == image.shape and (width[image > 0.2 * image.max()] > 0).all()
+
+
+def test_slices_that_moved_find_their_places_without_a_t1(head):
+    jump = rigid((2, -3, 2.5), (1.5, -1.0, 2.0))
+    poses = np.array([jump if time >= 12 else np.eye(4) for time in ORDER])
+    stacks = [stack(head, "coronal"), stack(head, "axial", poses=poses)]
+    off, auto = (together(head, stacks, t1=False, motion=motion) for motion in ("off", "auto"))
+    assert [entry["Motion"].get("Found") for entry in auto.report["Stacks"]] == [False, True]
+    assert error(auto, head) < 0.8 * error(off, head)
+
+
+def test_the_result_without_a_t1_holds_what_only_another_stack_shows(head):
+    """The first stack is a slab; the second reaches beyond it."""
+    slab = scanned(head[1], 2, THICKNESS, 8)
+    result = together(head, [slab, stack(head, "coronal")], t1=False, motion="off")
+    low, high = apply_affine(result.image.affine, [[0, 0, 0], np.array(result.image.shape) - 1])
+    assert low[2] < -30 and high[2] > 30
+    truth = resample(head[1], result.image.shape, result.image.affine)
+    beyond = np.abs(apply_affine(result.image.affine, np.argwhere(truth > 0))[:, 2]) > 20
+    shown = np.asarray(result.image.dataobj)[truth > 0][beyond]
+    assert np.corrcoef(shown, truth[truth > 0][beyond])[0, 1] > 0.8
