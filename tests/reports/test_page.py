@@ -124,7 +124,8 @@ def test_stacks_and_their_motion_are_told(tmp_path, scans):
     still_then_jump = [[0, 0, 0, 0, 0, 0]] * 5 + [[2.5, 0, -1, 0, 0, 3]] * 5
     stacks = [
         {"Name": "sub-001_acq-axial_T2w.nii.gz", "Plane": "axial",
-         "Checks": {"SliceCount": 10, "Weight": 0.25, "SliceResidualAfter": 0.0123, "SlicesLeftOut": [3, 4]},
+         "Checks": {"SliceCount": 10, "Weight": 0.25, "SliceResidualBefore": 0.025, "SliceResidualAfter": 0.0123,
+                    "SlicesLeftOut": [3, 4]},
          "Motion": {"Searched": True, "Found": True, "Spread": 1.3, "Order": [0, 5, 1, 6, 2, 7, 3, 8, 4, 9],
                     "Path": still_then_jump}},
         {"Name": "sub-001_acq-coronal_T2w.nii.gz",
@@ -135,7 +136,7 @@ def test_stacks_and_their_motion_are_told(tmp_path, scans):
     page = write_report(tmp_path).read_text()
     told = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(<td>sub-001_acq.*?)</tr>", page)]
     assert told[0][:5] == ["sub-001_acq-axial_T2w", "axial", "–", "8 of 10, without 3, 4", "25 %"]
-    assert told[0][-2:] == ["1.23 %", "1.3 mm on average"] and told[1][-2:] == ["0.45 %", "not looked for"]
+    assert told[0][-2:] == ["2.50 % → 1.23 %", "1.3 mm"] and told[1][-2:] == ["0.45 %", "not looked for"]
     assert 'class="left-out" x1="200.0"' in page and 'class="left-out" x1="66.7"' in page
     assert page.count("<polyline") == 6 and "Shift, ± 2.5 mm" in page and "Turn, ± 3.0 °" in page
     first, second, through = re.findall(r'class="line-\d" points="([^"]+)"', page)[:3]

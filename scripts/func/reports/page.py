@@ -304,13 +304,17 @@ def _stack_rows(sidecar: dict) -> list[dict[str, str]]:
             "Slices used": _used_slices(section(stack, "Checks")),
             "Weight": _text(_percent(section(stack, "Checks").get("Weight")), "{:.0f} %") or "–",
             "Brightness": _text(section(stack, "Checks").get("Brightness"), "× {:.2f}") or "–",
-            "Residual, network": _text(_percent(section(stack, "Checks").get("SliceResidualBefore")), "{:.2f} %")
-            or "–",
-            "… corrected": _text(_percent(section(stack, "Checks").get("SliceResidualAfter")), "{:.2f} %") or "–",
-            "Motion": _motion_text(section(stack, "Motion")),
+            "Residual": _residual_text(section(stack, "Checks")),
+            "Mean motion": _motion_text(section(stack, "Motion")),
         }
         for stack in stacks_of(sidecar)
     ]
+
+
+def _residual_text(checks: dict) -> str:
+    """What a stack's slices show beyond the network's estimate, and beyond the result."""
+    ends = (_text(_percent(checks.get(f"SliceResidual{when}")), "{:.2f} %") for when in ("Before", "After"))
+    return " → ".join(end for end in ends if end) or "–"
 
 
 def _used_slices(checks: dict) -> str:
@@ -327,8 +331,8 @@ def _motion_text(motion: dict) -> str:
     if not motion.get("Searched"):
         return "not looked for"
     if not motion.get("Found"):
-        return "none found"
-    return _text(motion.get("Spread"), "{:.1f} mm on average") or "found"
+        return "none"
+    return _text(motion.get("Spread"), "{:.1f} mm") or "found"
 
 
 def _motion(sidecar: dict) -> list[dict]:
