@@ -51,6 +51,7 @@ from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
 from func.scans.transforms import load_itk_transform, save_itk_transform
 from func.slices.geometry import stack_geometry
+from func.version import own_version
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -325,6 +326,7 @@ def described(
             **registration.to_sidecar(),
         },
         "AsAcquired": {"Shape": list(scan.shape), "Affine": scan.affine.tolist()},
+        "Versions": {"BABY-AI": own_version()},
     }
 
 

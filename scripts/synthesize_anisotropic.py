@@ -41,6 +41,7 @@ from func.scans.files import atomic
 from func.scans.nifti import check_isotropic, image_of, read_volume, save_result
 from func.scans.sidecars import read_sidecar, sidecar_path
 from func.slices.geometry import AXIS_ACROSS, PROFILES, SliceGeometry, acquire, upsample
+from func.version import own_version
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +236,7 @@ def synthesise(t2: Path, wanted: list[Slices], arguments: argparse.Namespace) ->
                 "Sources": [t2.relative_to(arguments.data_dir).as_posix()],
                 **geometry,
                 "Simulation": asdict(slices),
+                "Versions": {"BABY-AI": own_version()},
             }
             save_result(paths[slices], simulated, sidecar)
             made += 1

@@ -15,6 +15,7 @@ import preprocessing
 from func.phantom import ATLAS_AFFINE, ATLAS_SHAPE, Phantom, infant_brain
 from func.scans.nifti import check_atlas_grid, read_volume
 from func.scans.transforms import load_itk_transform
+from func.version import own_version
 
 HEAD = {"age_months": 0, "size": 0.8}
 # World mm of the phantom -> where the header of the T2w says that it is.
@@ -115,7 +116,7 @@ def test_the_sidecar_says_how_it_was_acquired_and_moved(prepared):
     np.testing.assert_allclose(acquired["Affine"], MOTION @ T2_GRID[1], atol=1e-4)
     assert (acquired["SliceThickness"], acquired["SliceEncodingDirection"]) == (4.5, "k")
     assert acquired["SpacingBetweenSlices"] == pytest.approx(5)
-    assert sidecar["Warnings"] == []
+    assert sidecar["Warnings"] == [] and sidecar["Versions"] == {"BABY-AI": own_version()}
     (warning,) = json.loads((folder / "sub-01_acq-wrong_T2w.json").read_text())["Warnings"]
     assert "SpacingBetweenSlices" in warning and "the header is used" in warning
     assert sidecar["Sources"] == ["sub-01/anat/sub-01_T2w.nii.gz"]

@@ -19,6 +19,7 @@ from func.scans.bids import find_pairs, find_scans
 from func.scans.nifti import read_volume, save_volume
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry, measured_slices
+from func.version import own_version
 
 SCRIPT = Path(synthesize_anisotropic.__file__)
 OBLIQUE = nib.affines.from_matvec(
@@ -216,7 +217,7 @@ def test_as_a_command_with_several_processes(data, tmp_path):
     assert finished.stdout == "Summary: 24 synthesised, 0 failed.\n"
     assert len(find_pairs(tmp_path / "out")[0]) == 24
     sidecar = json.loads((tmp_path / "out" / "sub-01_acq-axial5mm_T2w.json").read_text())
-    assert sidecar["SliceThickness"] == 5
+    assert sidecar["SliceThickness"] == 5 and sidecar["Versions"] == {"BABY-AI": own_version()}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

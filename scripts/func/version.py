@@ -1,4 +1,4 @@
-"""The version of BABY-AI: what ``--version`` prints, and the sidecars and reports of results say."""
+"""The version of BABY-AI: what ``--version`` prints, and every sidecar and report says."""
 
 from __future__ import annotations
 
