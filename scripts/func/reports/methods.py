@@ -62,10 +62,11 @@ def _made(sidecar: dict) -> _Made:
 
 def _paragraph(made: _Made, sidecars: list[dict]) -> str:
     shas = {str(section(sidecar, "Weights").get("SHA256", "[...]"))[:12] for sidecar in sidecars}
+    weights = f"{made.weights}, SHA-256 {', '.join(sorted(shas))}; " if made.inferred else ""
     counts = [len(stacks_of(sidecar)) or 1 for sidecar in sidecars]
     sentences = [
         f"Isotropic T2w images (n = {len(sidecars)}, {made.voxels}) were reconstructed with BABY-AI {made.version} "
-        f"(A. Lennartsson; {made.weights}, SHA-256 {', '.join(sorted(shas))}; {made.libraries}), each from "
+        f"(A. Lennartsson; {weights}{made.libraries}), each from "
         f"{_span(counts)} T2w stack{'s' if max(counts) > 1 else ''} of "
         f"{_span(_thicknesses(sidecars))} mm slices"
         f"{' and a T1w image of the same infant.' if made.with_t1 else ', without a T1w image.'}"
