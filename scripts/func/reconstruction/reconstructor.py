@@ -28,7 +28,7 @@ from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
 from func.scans.head import box_around
 from func.scans.intensity import published_normalise, scale_of
-from func.scans.nifti import array_of, from_ras, image_of, to_ras
+from func.scans.nifti import array_of, from_ras, image_of, name_of, to_ras
 from func.slices.geometry import make_consistent
 from func.stopwatch import Stopwatch
 
@@ -157,6 +157,12 @@ class Reconstructor:
                 # The slices fit their places in this volume better than in the first, and the network sees better ones.
                 together.refine(volume)
                 stopwatch.lap("Motion")
+        for stack in together.stacks:
+            if stack.motion:
+                warn(
+                    f"The head moved while {name_of(stack.case.t2)} was acquired, {stack.motion.spread:.1f} mm on "
+                    "average; each slice was laid in its own place. Look at the motion in the report."
+                )
         width = None
         if self.uncertainty and infers:
             width = together.image_of_widths(together.half_width(estimates, volume))

@@ -81,7 +81,9 @@ def quality_of(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) ->
     offset = {"T1wOffset": report.get("Checks", {}).get("T1wOffset")}
     quality = {**_slicing(stack), **_noise_and_motion(stack), **_likeness(stack), **offset}
     quality = {key: round(value, 4) if isinstance(value, float) else value for key, value in quality.items()}
-    return quality, warnings_of(quality)
+    # Halves that lie apart matter no more once each slice has a place of its own.
+    undone = {"EvenOddShift": None} if report.get("Motion", {}).get("Found") else {}
+    return quality, warnings_of(quality | undone)
 
 
 def warnings_of(quality: dict) -> list[str]:
