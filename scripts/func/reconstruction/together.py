@@ -353,6 +353,7 @@ class Together:
 
     def _look(self) -> None:
         voxel = float(voxel_sizes(self.affine)[0])
+        self.views = []  # they are large: the old ones go before the new ones come
         self.views = [StackView(stack.stack(voxel), self.shape, self.affine) for stack in self.stacks]
 
     def _weigh(self, estimate: np.ndarray, noises: Sequence[float]) -> None:
