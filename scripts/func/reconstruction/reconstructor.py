@@ -166,8 +166,8 @@ class Reconstructor:
         width = None
         if self.uncertainty and infers:
             warn(
-                "The uncertainty was calibrated on single stacks that lay still: here it tells where to look twice, not "
-                "how far off the result is."
+                "The uncertainty was calibrated on single stacks that lay still: here it tells where to look twice, "
+                "not how far off the result is."
             )
             width = together.image_of_widths(together.half_width(estimates, volume))
             stopwatch.lap("Uncertainty")
