@@ -92,6 +92,22 @@ def test_detail_that_the_slices_hold_in_plane_is_kept(voxel_size, expected):
         assert checks["DetailResidualAfter"] < 0.3 * checks["DetailResidualBefore"]
 
 
+def test_noise_is_no_detail():
+    """In one half of the head there is detail, in the other nothing but noise, which is not given back."""
+    t2, plane = fine_stack()
+    clean = array_of(t2).copy()
+    clean[56:] = 500.0 * (clean[56:] > 0)
+    noise = np.random.default_rng(0).normal(0, 14, clean.shape).astype(np.float32)
+    noisy = image_of(np.maximum(clean + noise * (clean > 0), 0), t2.affine)
+    result = reconstruct(None, noisy, weights_of(Unchanged()), raw=RawSettings("t2", 0.5))
+    checks = result.report["Checks"]
+    assert 0.5 * checks["DetailNoise"] < checks["DetailResidualAfter"] < 1.2 * checks["DetailNoise"]
+    array = array_of(result.image)
+    middle = array[:, 46:66, array.shape[2] // 2]
+    assert middle[64:90].std() < 0.6 * noise.std()
+    assert middle[24:48].std() > 0.9 * np.std(plane[plane > 0])
+
+
 def test_voxels_of_1_mm_do_not_alias_what_finer_ones_show():
     t2, _ = fine_stack(voxel=0.4)
     stripes = array_of(t2).copy()

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from func.errors import BabyAIError, warn
 from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
-from func.reconstruction.consistency import HEAD, damping_for, noise_of, rms
+from func.reconstruction.consistency import HEAD, noise_of, rms
 from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case, warn_of_voxels
 from func.scans.intensity import zero_based_scale
@@ -23,7 +23,6 @@ from func.slices.geometry import (
     acquire,
     along,
     make_consistent,
-    slice_matrix,
     slices_last,
     stack_geometry,
     stated_profile,
@@ -33,6 +32,7 @@ from func.slices.geometry import (
 
 _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
+_AROUND = 5  # voxels: how far around a voxel its detail is told from noise
 _MISSED = 0.02  # of what the T2w shows: a T1w that leaves out more is told of
 
 
@@ -284,7 +284,8 @@ def with_in_plane_detail(
     """A volume of 1 mm, carried to a finer grid, with the in-plane detail that the slices hold.
 
     What the slices show beyond the volume is interpolated between them, and the rest of it given back where each slice
-    was measured, damped by the slices' noise.
+    was measured; but where it is no more than the slices' noise it is left out (the local Wiener filter of Lee, IEEE
+    TPAMI 2(2), 1980).
 
     Args:
         volume: on ``grid``, shape (X, Y, Z).
@@ -300,17 +301,17 @@ def with_in_plane_detail(
     unit = zero_based_scale(slices).high
     nonnegative = volume.min() >= 0
     volume = grid.carried_to(fine, volume)
-    missing = slices - acquire(volume, geometry)
+    shown = acquire(volume, geometry)
+    missing = slices - shown
     missing[..., left_out] = 0
     head, noise = slices > HEAD * unit, noise_of(slices / unit)
-    damping = damping_for(missing[head] / unit, noise, geometry, length)
-    gain = float(np.square(slice_matrix(geometry, length)).sum(axis=1).mean())
+    head[..., left_out] = False
     before = rms(missing[head] / unit)
-    volume = volume + upsample(missing * (gain / (gain + damping)), geometry, length)
-    trusted = np.array(slices)
-    trusted[..., left_out] = acquire(volume, geometry)[..., left_out]
-    volume = make_consistent(volume, trusted, geometry, damping)
-    after = rms((trusted - acquire(volume, geometry))[head] / unit)
+    power = ndimage.uniform_filter(np.square(missing / unit), (_AROUND, _AROUND, 1))
+    missing *= np.maximum(power - noise**2, 0) / np.maximum(power, 1e-12)
+    trusted = shown + missing
+    volume = make_consistent(volume + upsample(missing, geometry, length), trusted, geometry)
+    after = rms((slices - acquire(volume, geometry))[head] / unit)
     if nonnegative:
         np.maximum(volume, 0, out=volume)
     checks = {"DetailVoxel": round(fine.voxel, 4), "DetailNoise": round(noise, 5)}

@@ -276,6 +276,8 @@ def _facts(sidecar: dict) -> dict[str, list[tuple[str, str]]]:
         ("Slice residual, network", _text(_percent(checks.get("SliceResidualBefore")), "{:.2f} %")),
         ("… corrected", _text(_percent(checks.get("SliceResidualAfter")), "{:.2f} %")),
         ("Noise of the slices", _text(_percent(checks.get("NoiseOfSlices")), "{:.2f} %")),
+        ("Slice residual, finer voxels", _text(_percent(checks.get("DetailResidualAfter")), "{:.2f} %")),
+        ("… noise of the slices there", _text(_percent(checks.get("DetailNoise")), "{:.2f} %")),
         ("Damping", _text(checks.get("Damping"), "{:.3g}")),
         ("Registration similarity", _text(registration.get("Similarity"), "{:.2f}")),
         ("90 % interval, median ±", _text(section(sidecar, "Uncertainty").get("MedianPercent"), "{:.1f} %")),
