@@ -113,7 +113,9 @@ def run_patches(
         filled = list(itertools.compress(windows, occupied))
         for first in range(0, len(filled), batch_size):
             batch = filled[first : first + batch_size]
-            outputs = network(torch.stack([volume[:, *window] for window in batch]))
+            cut = [volume[:, *window] for window in batch]
+            # A window that is nearly the whole volume is not copied.
+            outputs = network(torch.stack(cut) if len(cut) > 1 else cut[0][None])
             for window, output in zip(batch, outputs, strict=True):
                 total[:, *window] += output.float() * taper
             done(len(batch))

@@ -227,7 +227,7 @@ class Reconstructor:
         """
         occupied = (np.abs(inputs[:2]) > 0.01).any(axis=(0, 1, 2))
         (planes,) = box_around(occupied, MARGIN)
-        part = torch.from_numpy(np.ascontiguousarray(inputs[..., planes]))
+        part = torch.from_numpy(inputs)[..., planes]
         patch = [min(-(-n // MULTIPLE) * MULTIPLE, self.window) for n in part.shape[1:]]
         stride = [self.window - self.overlap] * 3
         progress = self._counting(count_patches(part.shape[1:], patch, stride, "smooth"))
@@ -246,7 +246,7 @@ class Reconstructor:
         """
         outputs = []
         for mirrors in (self.mirrors[first : first + 2] for first in range(0, len(self.mirrors), 2)):
-            seen = torch.cat([windows.flip([2 + axis for axis in mirror]) for mirror in mirrors])
+            seen = torch.cat([windows.flip([2 + axis for axis in mirror]) if mirror else windows for mirror in mirrors])
             for mirror, output in zip(mirrors, self.network(seen).split(len(windows)), strict=True):
                 outputs.append(output.flip([2 + axis for axis in mirror]))
         return torch.cat(outputs, dim=1)

@@ -124,22 +124,35 @@ def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str, tuple[float,
     low, high = head_box(scans.result)
     centre, width = (low + high) / 2 + BESIDE_MIDLINE, float((high - low).max())
     points = {plane: _square(plane, centre, width) for plane in PLANES}
-    zoomed, middle = _place_to_zoom(scans, points, width)
-    points["zoom"] = _square(zoomed, middle, ZOOM)
+    shown = {plane: _sampled(scans, there) for plane, there in points.items()}
+    zoomed = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
+    middle = _place_to_zoom(scans, zoomed, points[zoomed], shown[zoomed], width)
+    shown["zoom"] = _sampled(scans, _square(zoomed, middle, ZOOM))
+    whites = dict.fromkeys(("cubic", "reconstruction"), white_of(scans.result))
+    if scans.t1:
+        whites["t1w"] = white_of(scans.t1)
     panels = {}
-    for column, there in points.items():
-        panels["cubic", column] = _jpeg(sample(scans.t2, there, 3, scans.to_t2), white_of(scans.result))
-        panels["reconstruction", column] = _jpeg(sample(scans.result, there, 3), white_of(scans.result))
-        if scans.t1:
-            panels["t1w", column] = _jpeg(sample(scans.t1, there, 3, scans.to_t1), white_of(scans.t1))
+    for column, values in shown.items():
+        for row, white in whites.items():
+            panels[row, column] = _jpeg(values[row], white)
         if scans.t1 and scans.overlay:
-            panels["overlay", column] = _overlay(scans, there)
+            panels["overlay", column] = _overlay(values["t1w"] / whites["t1w"], values["cubic"] / whites["cubic"])
         if scans.uncertainty:
             top = UNCERTAINTY_TOP * white_of(scans.result, 99)
-            panels["uncertainty", column] = _jpeg(sample(scans.uncertainty, there, 3), top, "inferno")
+            panels["uncertainty", column] = _jpeg(values["uncertainty"], top, "inferno")
     across, up = (axis for axis in range(3) if axis != AXIS_ACROSS[zoomed])
     x, y, side = (middle - centre)[across] / width, (centre - middle)[up] / width, ZOOM / width
     return panels, zoomed, (0.5 + x - side / 2, 0.5 + y - side / 2, side)
+
+
+def _sampled(scans: Scans, points: np.ndarray) -> dict[str, np.ndarray]:
+    """What each scan shows at points of the result's world, by the row that it is drawn in."""
+    values = {"cubic": sample(scans.t2, points, 3, scans.to_t2), "reconstruction": sample(scans.result, points, 3)}
+    if scans.t1:
+        values["t1w"] = sample(scans.t1, points, 3, scans.to_t1)
+    if scans.uncertainty:
+        values["uncertainty"] = sample(scans.uncertainty, points, 3)
+    return values
 
 
 def _square(plane: str, centre: np.ndarray, width: float) -> np.ndarray:
@@ -149,14 +162,20 @@ def _square(plane: str, centre: np.ndarray, width: float) -> np.ndarray:
     return plane_points(plane, centre, centre[across] + ticks, centre[up] - ticks)
 
 
-def _place_to_zoom(scans: Scans, points: dict[str, np.ndarray], width: float) -> tuple[str, np.ndarray]:
-    """Plane and middle of the zoom: across the slices, on the upper convexity, where the reconstruction adds most.
+def _place_to_zoom(
+    scans: Scans, plane: str, there: np.ndarray, shown: dict[str, np.ndarray], width: float
+) -> np.ndarray:
+    """Middle of the zoom into a plane across the slices: on the upper convexity, where the reconstruction adds most.
 
     Only where T2w and T1w have a field of view; in a slab that shows no convexity, where most of the head lies in it.
+
+    Args:
+        there: world points of the plane, shape (pixels, pixels, 3).
+        shown: what the scans show there, by row.
+        width: of the plane, mm.
     """
-    plane = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
-    there, side = points[plane], max(3, round(ZOOM / width * _PIXELS))
-    values, cubic = sample(scans.result, there, 3), sample(scans.t2, there, 3, scans.to_t2)
+    side = max(3, round(ZOOM / width * _PIXELS))
+    values, cubic = shown["reconstruction"], shown["cubic"]
     head = ndimage.binary_fill_holes(values > 0.1 * white_of(scans.result))
     measured = _seen_by(scans.t2, there, scans.to_t2)
     if scans.t1:
@@ -172,7 +191,7 @@ def _place_to_zoom(scans: Scans, points: dict[str, np.ndarray], width: float) ->
     if not worth.any():
         worth = ndimage.uniform_filter((measured & head).astype(float), side, mode="constant")
     row, column = np.unravel_index(int(np.argmax(worth)), worth.shape)
-    return plane, there[row, column] if worth.any() else there.mean(axis=(0, 1))
+    return there[row, column] if worth.any() else there.mean(axis=(0, 1))
 
 
 def _seen_by(image: nib.Nifti1Image, points: np.ndarray, to_image: np.ndarray) -> np.ndarray:
@@ -190,13 +209,12 @@ def _slice_normal(t2: nib.Nifti1Image) -> np.ndarray:
     return t2.affine[:3, axis] / sizes[axis]
 
 
-def _overlay(scans: Scans, points: np.ndarray) -> str:
-    """The T2w with the edges of the T1w in colour, as a data URI."""
+def _overlay(t1: np.ndarray, t2: np.ndarray) -> str:
+    """The T2w with the edges of the T1w in colour, as a data URI; both shown white at 1."""
     from matplotlib.colors import to_rgb
     from skimage.feature import canny
 
-    edges = canny(sample(scans.t1, points, 3, scans.to_t1) / white_of(scans.t1), sigma=2.0)
-    grey = np.clip(sample(scans.t2, points, 3, scans.to_t2) / white_of(scans.result), 0, 1)
+    edges, grey = canny(t1, sigma=2.0), np.clip(t2, 0, 1)
     coloured = np.where(edges[..., None], to_rgb(EDGE_COLOUR), grey[..., None])
     return _jpeg(coloured, 1.0)
 
