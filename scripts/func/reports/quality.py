@@ -35,6 +35,7 @@ LARGEST_EVEN_ODD_INTENSITY = 3.0  # percent
 LOWEST_OVERLAP = 0.93
 LARGEST_OBLIQUENESS = 20.0  # degrees
 
+_STEP = 2  # voxels in-plane: T1w and T2w are compared at every second
 _FOREGROUND = 0.05  # of the 99th percentile, as in func.reports.scores
 _DEEP = 15.0  # mm below the surface, or half the way in
 _BONE = (2.0, 12.0)  # mm below the surface of a head
@@ -44,10 +45,10 @@ _FULL_SLICE = 0.5  # slices with less head than this share of the fullest one sa
 
 @dataclass(frozen=True)
 class _Stack:
-    """A T2w's slices along the last axis and the T1w in the same places, both of shape (X, Y, count), 0 to about 1.
+    """A T2w's slices along the last axis, shape (X, Y, count), and the T1w at every second voxel in-plane of them.
 
-    ``t1`` is None where there is no T1w; ``matrix`` maps voxels to world mm; ``thickness`` (mm) is None where the
-    slices are not known, and the planes of the volume stand for them.
+    Both are 0 to about 1. ``t1`` is None where there is no T1w; ``matrix`` maps the T2w's voxels to world mm;
+    ``thickness`` (mm) is None where the slices are not known, and the planes of the volume stand for them.
     """
 
     t1: np.ndarray | None
@@ -211,19 +212,22 @@ def _grid_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) -
         geometry = recover_geometry(t2_array)
     sizes = nib.affines.voxel_sizes(t2.affine)
     if geometry is None:
-        return _scaled(t1_array, t2_array, t2.affine, int(np.argmin(t2.shape)), None)
+        axis = int(np.argmin(t2.shape))
+        return _scaled(_every_second(t1_array, axis), t2_array, t2.affine, axis, None)
     slices, thickness = measured_slices(t2_array, geometry), geometry.thickness * sizes[geometry.axis]
-    t1_seen = None if t1 is None else acquire(t1_array, geometry)
+    t1_seen = None if t1 is None else _every_second(acquire(t1_array, geometry), geometry.axis)
     return _scaled(t1_seen, slices, geometry.affine_in(t2.affine), geometry.axis, thickness)
 
 
 def _raw_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) -> _Stack:
     """From scans as acquired: the stack as it is, and the T1w at its voxels."""
     stated, t1_seen = report["SliceGeometry"], None
+    axis = "ijk".index(stated["SliceEncodingDirection"][0])
     if t1:
         to_t1 = np.linalg.inv(np.array(report["Registration"]["T1wToT2w"]) @ t1.affine) @ t2.affine
-        t1_seen = ndimage.affine_transform(array_of(t1), to_t1[:3, :3], to_t1[:3, 3], t2.shape, order=1)
-    axis = "ijk".index(stated["SliceEncodingDirection"][0])
+        steps = _steps(axis)
+        shape = tuple(-(-np.array(t2.shape) // steps))
+        t1_seen = ndimage.affine_transform(array_of(t1), to_t1[:3, :3] * steps, to_t1[:3, 3], shape, order=1)
     return _scaled(t1_seen, array_of(t2), t2.affine, axis, stated["SliceThickness"])
 
 
@@ -236,7 +240,16 @@ def _oblique_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, stated: dict
         and ndimage.affine_transform(array_of(image), to_grid[:3, :3], to_grid[:3, 3], stated["StackShape"], order=3)
         for image in (t1, t2)
     )
-    return _scaled(t1_seen, t2_seen, matrix, 2, stated["SliceThickness"])
+    return _scaled(_every_second(t1_seen, 2), t2_seen, matrix, 2, stated["SliceThickness"])
+
+
+def _steps(axis: int) -> np.ndarray:
+    """How many voxels T1w and T2w are compared at, along each array axis: one in so many; slices along ``axis``."""
+    return np.where(np.arange(3) == axis, 1, _STEP)
+
+
+def _every_second(t1: np.ndarray | None, axis: int) -> np.ndarray | None:
+    return None if t1 is None else t1[tuple(slice(None, None, step) for step in _steps(axis))]
 
 
 def _scaled(t1: np.ndarray | None, t2: np.ndarray, matrix: np.ndarray, axis: int, thickness: float | None) -> _Stack:
@@ -321,13 +334,13 @@ def _around_the_middle(head: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray,
 
 def _likeness(stack: _Stack) -> dict:
     """Overlap (Dice) of the two heads, their contrast, and the T2w head's volume (ml)."""
-    t2 = stack.t2[::2, ::2]
+    t2 = stack.t2[::_STEP, ::_STEP]
     t2_head = ndimage.binary_fill_holes(t2 > _FOREGROUND)
     found = dict.fromkeys(("Overlap", "Correlation", "T1wSkewness", "T2wSkewness"))
-    found |= {"HeadVolume": float(t2_head.sum() * 4 * np.prod(stack.sizes) / 1000)}
+    found |= {"HeadVolume": float(t2_head.sum() * _STEP**2 * np.prod(stack.sizes) / 1000)}
     if stack.t1 is None:
         return found
-    t1 = stack.t1[::2, ::2]
+    t1 = stack.t1
     t1_head = ndimage.binary_fill_holes(t1 > _FOREGROUND)
     both = t1_head & t2_head
     found["Overlap"] = float(2 * both.sum() / max(1, t1_head.sum() + t2_head.sum()))
@@ -338,7 +351,7 @@ def _likeness(stack: _Stack) -> dict:
     inner = inner if inner.sum() > 100 else both
     if t1[inner].std() > 0 and t2[inner].std() > 0:
         found["Correlation"] = float(np.corrcoef(t1[inner], t2[inner])[0, 1])
-    depth = _depth(both, stack.sizes * [2, 2, 1])
+    depth = _depth(both, stack.sizes * [_STEP, _STEP, 1])
     deep = depth > min(_DEEP, depth.max() / 2)
     return found | {"T1wSkewness": _skewness(t1[deep]), "T2wSkewness": _skewness(t2[deep])}
 
