@@ -47,8 +47,9 @@ _FULL_SLICE = 0.5  # slices with less head than this share of the fullest one sa
 class _Stack:
     """A T2w's slices along the last axis, shape (X, Y, count), and the T1w at every second voxel in-plane of them.
 
-    Both are 0 to about 1. ``t1`` is None where there is no T1w; ``matrix`` maps the T2w's voxels to world mm;
-    ``thickness`` (mm) is None where the slices are not known, and the planes of the volume stand for them.
+    Both are 0 to about 1. ``t1`` is None where there is no T1w, and NaN beyond its field of view; ``matrix`` maps the
+    T2w's voxels to world mm; ``thickness`` (mm) is None where the slices are not known, and the planes of the volume
+    stand for them.
     """
 
     t1: np.ndarray | None
@@ -227,7 +228,8 @@ def _raw_stack(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, report: dict) ->
         to_t1 = np.linalg.inv(np.array(report["Registration"]["T1wToT2w"]) @ t1.affine) @ t2.affine
         steps = _steps(axis)
         shape = tuple(-(-np.array(t2.shape) // steps))
-        t1_seen = ndimage.affine_transform(array_of(t1), to_t1[:3, :3] * steps, to_t1[:3, 3], shape, order=1)
+        place = to_t1[:3, :3] * steps, to_t1[:3, 3]
+        t1_seen = ndimage.affine_transform(array_of(t1), *place, shape, order=1, cval=np.nan)
     return _scaled(t1_seen, array_of(t2), t2.affine, axis, stated["SliceThickness"])
 
 
@@ -340,7 +342,8 @@ def _likeness(stack: _Stack) -> dict:
     found |= {"HeadVolume": float(t2_head.sum() * _STEP**2 * np.prod(stack.sizes) / 1000)}
     if stack.t1 is None:
         return found
-    t1 = stack.t1
+    t2_head &= np.isfinite(stack.t1)  # what the T1w does not cover says nothing of how the two lie
+    t1 = np.nan_to_num(stack.t1)
     t1_head = ndimage.binary_fill_holes(t1 > _FOREGROUND)
     both = t1_head & t2_head
     found["Overlap"] = float(2 * both.sum() / max(1, t1_head.sum() + t2_head.sum()))
