@@ -5,7 +5,16 @@ import os
 import pytest
 
 from func.errors import BabyAIError, collect_warnings
-from func.scans.bids import entities_of, find_pairs, find_scans, is_original, is_result, own_acquisition, result_path
+from func.scans.bids import (
+    entities_of,
+    find_pairs,
+    find_scans,
+    find_t2w_alone,
+    is_original,
+    is_result,
+    own_acquisition,
+    result_path,
+)
 
 
 def t_scan(entities, suffix):
@@ -219,6 +228,13 @@ class TestPairing:
             pairs, errors = find_pairs(self.folder(tmp_path, "sub-1_T1w.nii.gz", "sub-1_T2w.nii.gz", name, *others))
         assert len(pairs) == 1 and not errors
         assert len(told) == 1 and f"{name} may be meant as scans" in told[0]
+
+    @pytest.mark.parametrize("find", [find_pairs, find_t2w_alone])
+    def test_a_folder_of_dicom_files_is_known_as_such(self, tmp_path, find):
+        (tmp_path / "series").mkdir()
+        (tmp_path / "series" / "IM0001").write_bytes(bytes(128) + b"DICM")
+        with pytest.raises(BabyAIError, match="but DICOM files; give each infant's folders"):
+            find(tmp_path)
 
     def test_links_to_folders_are_followed_once(self, tmp_path):
         folder = self.folder(tmp_path / "data", "sub-1_T1w.nii.gz", "more/sub-1_T2w.nii.gz")

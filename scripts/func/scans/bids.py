@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from func.errors import BabyAIError, warn
+from func.scans.files import is_dicom_file
 
 RESULT_ENTITY = "desc-isotropic"
 UNCERTAINTY_ENTITY = "desc-uncertainty"
@@ -19,6 +21,7 @@ _NEARLY = re.compile(r"[^.].*[_-]T[12]w?( \(\d+\))?\.(nii|nii\.gz|nii\.bz2|img|m
 # How an acq label says what scripts/synthesize_anisotropic.py made: axial4mm, coronal2p5mm.
 _SLICING = re.compile(r"(?P<direction>axial|coronal|sagittal)(?P<thickness>\d+(p\d+)?)mm$")
 _NO_MAGNITUDE = ("phase", "real", "imag")  # values of part
+_LOOKED_AT = 100  # files of a folder without scans, to see what they are
 _FOREIGN_FOLDERS = ("derivatives", "sourcedata")  # where BIDS keeps what is not this dataset's own
 
 
@@ -183,9 +186,7 @@ def find_pairs(data_dir: str | Path, t1w_filter: Sequence[str] = ()) -> tuple[li
     errors: list[BabyAIError] = []
     scans = [_Scan.at(path) for path in find_scans(data_dir, errors.append) if not is_result(path)]
     if not scans and not errors:
-        raise BabyAIError(
-            f"No scans were found below {data_dir}; it needs pairs named like sub-01_T1w.nii.gz and sub-01_T2w.nii.gz."
-        )
+        raise _nothing_found(data_dir, "pairs named like sub-01_T1w.nii.gz and sub-01_T2w.nii.gz")
     pairs: list[Pair] = []
     sources: dict[Path, Path] = {}
     for subject, t1s, t2s in _subjects(scans, data_dir):
@@ -327,9 +328,24 @@ def find_t2w_alone(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]
     found = [path for path in find_scans(data_dir, errors.append) if not is_result(path)]
     t2s = [path for path in found if entities_of(path)["suffix"] == "T2w"]
     if not t2s and not errors:
-        raise BabyAIError(f"No T2w was found below {data_dir}; it needs scans named like sub-01_T2w.nii.gz.")
+        raise _nothing_found(data_dir, "scans named like sub-01_T2w.nii.gz")
     pairs = [Pair(entities_of(t2)["sub"], None, t2, stem_of(t2), t2.parent.relative_to(data_dir)) for t2 in t2s]
     return pairs, errors
+
+
+def _nothing_found(data_dir: Path, needed: str) -> BabyAIError:
+    """The error on a folder without scans, with another mend where it holds DICOM files."""
+    files = islice((path for path in data_dir.rglob("*") if path.is_file()), _LOOKED_AT)
+    try:
+        dicom = any(map(is_dicom_file, files))
+    except OSError:
+        dicom = False
+    if dicom:
+        return BabyAIError(
+            f"No scans were found below {data_dir}, but DICOM files; give each infant's folders to inference.py with "
+            f"--t1, --t2 and --output, or convert them to {needed} (dcm2niix -z y -f sub-01_T2w)."
+        )
+    return BabyAIError(f"No scans were found below {data_dir}; it needs {needed}.")
 
 
 def put_together(pairs: Iterable[Pair]) -> list[Pair]:

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 
 from func.errors import BabyAIError, warn
+from func.scans.files import is_dicom_file
 from func.scans.nifti import check_is_there, read_volume
 from func.scans.sidecars import read_sidecar
 
@@ -55,10 +56,7 @@ def read_scan(path: str | Path) -> tuple[nib.Nifti1Image, dict]:
 def is_dicom(path: str | Path) -> bool:
     """Whether a path means DICOM: a folder, a DICOM file, or one of the two with a series' name after #."""
     source, _ = _source_and_name(Path(path))
-    if not source.is_file():
-        return source.is_dir()
-    with source.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    return is_dicom_file(source) if source.is_file() else source.is_dir()
 
 
 def check_scan_is_there(path: str | Path) -> None:

@@ -66,6 +66,16 @@ def _is_running(process: str) -> bool:
     return True
 
 
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file bears the mark of DICOM (part 10, section 7.1).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
 def save_json(path: str | Path, content: dict) -> None:
     """Write a JSON file atomically.
 
