@@ -399,11 +399,17 @@ def motion_told(stack: PlacedStack) -> dict:
     """What was found of a stack's motion, as plain values for the JSON sidecar.
 
     ``Poses`` take world mm of the common frame to where that lay while the slice was acquired; ``Path`` is, in order
-    of acquisition, how far the head lay from its usual place, mm along and degrees about the slices' axes.
+    of acquisition, how far the head lay from its usual place, mm along and degrees about the slices' axes. For
+    ``Spread`` and ``Unexplained`` see :class:`func.slices.motion.Motion`.
     """
     if stack.searched is None:
         return {"Searched": False}
-    told = {"Searched": True, "Found": stack.motion is not None, "Spread": round(stack.searched.spread, 3)}
+    told = {
+        "Searched": True,
+        "Found": stack.motion is not None,
+        "Spread": round(stack.searched.spread, 3),
+        "Unexplained": round(stack.searched.unexplained, 3),
+    }
     if stack.motion is None:
         return told
     return told | {
