@@ -57,8 +57,8 @@ SUBJECTS = (1, 4)  # scans in a folder
 SHARDS = 2  # processes that share the larger folder
 INFANT = ((160, 192, 40), (0.8, 0.8, 3.3))  # voxels and mm of a raw stack
 WHOLE_HEAD = ((384, 512, 56), (0.43, 0.43, 2.5))
-STACKS = ("axial", "coronal", "sagittal")  # of a raw infant, one more each time
-IN_PLANE = (1.0, 0.7, 0.5)  # mm, of whole heads
+STACKS = ("axial", "coronal", "sagittal")  # of a raw infant, one more each time (of one: INFANT)
+IN_PLANE = (1.0, 0.7)  # mm, of whole heads (finer: WHOLE_HEAD)
 TRAINING = {"babyai": 32, "compact": 56}  # recipe: voxels along a side of a patch
 REPORTS = 3  # of training.py, of which the last counts
 
@@ -152,9 +152,9 @@ def raw(device: torch.device, folder: Path, weights: Path | None) -> str:
 def stacks(device: torch.device, folder: Path, weights: Path | None) -> str:
     """A raw infant in more and more stacks."""
     rows = {}
-    for count in range(1, len(STACKS) + 1):
+    for count in range(2, len(STACKS) + 1):
         cells = raw_cells(folder / f"{count}", *INFANT, STACKS[:count], device)
-        rows[f"an infant in {count} stack{'s' if count > 1 else ''}"] = cells
+        rows[f"an infant in {count} stacks"] = cells
     return f"### By the number of stacks\n\n{table(HEADER, rows)}"
 
 
