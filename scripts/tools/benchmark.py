@@ -71,16 +71,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device, _ = choose_device(arguments.device, "auto")
         sections = [machine(device)]
+        print(sections[0])
         with tempfile.TemporaryDirectory() as folder:
             for name in arguments.sections:
                 sections.append(SECTIONS[name](device, Path(folder) / name, arguments.weights))
+                print(f"\n{sections[-1]}", flush=True)
     except BabyAIError as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2
-    text = "\n\n".join(sections) + "\n"
-    print(text)
     if arguments.output:
-        arguments.output.write_text(text, encoding="utf-8")
+        arguments.output.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return 0
 
 
