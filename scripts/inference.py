@@ -38,7 +38,7 @@ from func.version import own_version
 REPO_ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = REPO_ROOT / "data"  # holds sub-*_T1w.nii.gz and sub-*_T2w.nii.gz, in subfolders or not
 OUTPUT_DIR = REPO_ROOT / "results"
-WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hugging Face Hub), or a file
+WEIGHTS = "bundled"  # bundled (bundled-t2w without a T1w), babyai (the published weights, from the Hub), or a file
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PRECISION = "auto"  # auto, float32 or bfloat16
 SPACE = None  # 1mm, t1 or t2: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
@@ -327,6 +327,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.t2:
         arguments.space = arguments.space or ("1mm" if arguments.t1 else "t2")
     check_arguments(parser, arguments)
+    if arguments.weights == "bundled" and (arguments.without_t1w or (arguments.t2 and not arguments.t1)):
+        arguments.weights = "bundled-t2w"
     return arguments
 
 

@@ -84,6 +84,7 @@ SETTINGS = {
         "patch": 56,
         "samples_per_subject": 200,
         "head_share": 0.3,
+        "without_t1": 0.1,
         "phantoms": 4,
         "shapes": 4,
         "invented_share": 0.2,
@@ -191,7 +192,7 @@ def train(
         model = DistributedDataParallel(network, process_group=processes.gradient_group(device))
     batches = training_batches(data.samples, range(first, steps), batch_size, arguments.workers, processes, device)
     board = Board(run.logs, first) if processes.rank == 0 else None
-    validation = Validation(recipe, batch_size, data, device, precision, processes, stop, board)
+    validation = Validation(settings, data, device, precision, processes, stop, board)
     log = StepLog(processes)
     processes.print(
         f"{run.name}: {recipe}, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, "

@@ -170,7 +170,7 @@ def test_a_gpu_would_make_the_same_samples(subject, monkeypatch):
 
 
 def test_a_sample_without_a_t1w_tells_of_none(subject):
-    with_t1, without = (samples_of(subject, NO_T1=share, UNKNOWN_GEOMETRY=0)[1] for share in (0, 1))
+    with_t1, without = (samples_of(subject, without_t1=share, UNKNOWN_GEOMETRY=0)[1] for share in (0, 1))
     assert with_t1["inputs"][0].any() and not without["inputs"][[0, 5, 6]].any()
     assert torch.equal(with_t1["truth"], without["truth"])
 

@@ -20,6 +20,7 @@ import inference
 import stand_in
 from func.networks.devices import report_out_of_memory
 from func.scans.files import save_json
+from func.scans.hub import find_weights
 from func.scans.nifti import image_of, save_volume
 from func.scans.provenance import digest
 from func.scans.sidecars import read_sidecar
@@ -461,6 +462,16 @@ def test_a_folder_without_t1w_scans(thick, weights, tmp_path, capsys):
     assert read_sidecar(result)["Sources"] == ["sub-1_acq-axial4mm_T2w.nii.gz"]
     assert nib.load(result).shape == (48, 48, 48) and (tmp_path / "out" / "report.html").is_file()
     assert "T1w" not in read_sidecar(result)["Inputs"]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_where_there_is_no_t1w_the_weights_are_those_trained_without(thick, tmp_path, raw):
+    folder, result = thick(), tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz"
+    scans = ["--t2", str(folder / "sub-1_acq-axial4mm_T2w.nii.gz"), "--output", str(result)]
+    folders = ["--data-dir", str(folder), "--output-dir", str(tmp_path / "out"), "--without-t1w"]
+    assert inference.main([*(scans if raw else folders), "--device", "cpu", "--no-report"]) == 0
+    weights = read_sidecar(result)["Weights"]
+    assert weights["Name"] == "bundled-t2w" and weights["SHA256"] == digest(find_weights("bundled-t2w"))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class ThickSliceSamples(Dataset):
         shares: how often each subject is drawn, in any unit.
         seed: picks the samples, together with their numbers.
         patch: crop size in voxels, a multiple of 8.
+        without_t1: share of the samples that have no T1w.
     """
 
     THICKNESSES = (2.0, 3.0, 4.0, 5.0)
@@ -92,14 +93,15 @@ class ThickSliceSamples(Dataset):
     FINE_IN_PLANE = 0.2
     LESIONS = 0.2
     THICK_T1 = 0.15
-    NO_T1 = 0.1
     UNKNOWN_GEOMETRY = 0.12
     TILTED = 0.7  # of those with unknown geometry
 
-    def __init__(self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56):
+    def __init__(
+        self, subjects: Sequence[Subject], shares: Sequence[float], seed: int, patch: int = 56, without_t1: float = 0.1
+    ):
         self._heads = [_Head.of(subject, patch) for subject in subjects]
         self.shares = np.asarray(shares, float) / np.sum(shares)
-        self.seed, self.patch = seed, patch
+        self.seed, self.patch, self.without_t1 = seed, patch, without_t1
 
     def to(self, device: str | torch.device) -> ThickSliceSamples:
         """The same samples, made on another device; noise is drawn there, and so is another one."""
@@ -225,7 +227,7 @@ class ThickSliceSamples(Dataset):
 
     def _scanned_t1(self, t1: Tensor, rng: np.random.Generator) -> Tensor | None:
         """The T1w of that head as it may be: none at all, in thick slices, beside the T2w, or noisy."""
-        if rng.random() < self.NO_T1:
+        if rng.random() < self.without_t1:
             return None
         if rng.random() < self.THICK_T1:
             t1 = thick_scan(t1, rng.uniform(*self.T1_THICKNESS), int(rng.integers(3)), rng)

@@ -8,7 +8,7 @@ from func.training.data import prepare_data
 from func.training.run_folder import Run
 
 SETTINGS = {"recipe": "compact", "seed": 0, "patch": 16, "samples_per_subject": 10, "subject_weights": {"1": 3}}
-SETTINGS |= {"extra_t1": [], "phantoms": 0, "shapes": 2, "invented_share": 0.2, "head_share": 0.25}
+SETTINGS |= {"extra_t1": [], "phantoms": 0, "shapes": 2, "invented_share": 0.2, "head_share": 0.25, "without_t1": 0.5}
 
 
 def test_each_source_gets_its_share(tmp_path):

@@ -33,7 +33,8 @@ class Subjects:  # of which the process of rank 1 cannot read one
 
 def validate():
     data, running = SimpleNamespace(subjects=Subjects()), SimpleNamespace(signal=0)
-    validation = Validation("compact", 1, data, torch.device("cpu"), "float32", processes, running, None)
+    settings = {"recipe": "compact", "batch_size": 1}
+    validation = Validation(settings, data, torch.device("cpu"), "float32", processes, running, None)
     validation.score(torch.nn.Identity(), "test", 0)
 
 with joined_processes() as processes:

@@ -12,7 +12,9 @@ SHAPE = (44, 48, 40)
 
 def test_validation_cases_are_whole_scans():
     t1, t2 = random_shapes(SHAPE, np.random.default_rng(5))
-    (case,) = validation_cases([Subject("01", t1, t2, shape=SHAPE)], [("coronal", 4.0)])
+    subjects, slices = [Subject("01", t1, t2, shape=SHAPE)], [("coronal", 4.0)]
+    (case,), (alone,) = (validation_cases(subjects, slices, with_t1) for with_t1 in (True, False))
+    assert case.scans.t1 is not None and alone.scans.t1 is None
     geometry = SliceGeometry.fitting(1, SHAPE[1], 4.0)
     assert case.scans.sidecar == geometry.to_sidecar(1.0)
     slices = acquire(t2, geometry)

@@ -76,7 +76,7 @@ def _compact_samples(train: list[Subject], validation: list[Subject], settings: 
     shares += [*((1 - invented_share) * head_share * weights / weights.sum())][: len(in_heads)]
     for source in invented:
         shares += [invented_share / len(invented) / len(source)] * len(source)
-    seed, patch = settings["seed"], settings["patch"]
-    samples = ThickSliceSamples([*train, *in_heads, *chain.from_iterable(invented)], shares, seed, patch)
-    checks = ThickSliceSamples(validation, np.ones(len(validation)), seed + 1, patch)
+    seed, how = settings["seed"], (settings["patch"], settings["without_t1"])
+    samples = ThickSliceSamples([*train, *in_heads, *chain.from_iterable(invented)], shares, seed, *how)
+    checks = ThickSliceSamples(validation, np.ones(len(validation)), seed + 1, *how)
     return samples, settings["samples_per_subject"] * len(train), checks, VALIDATION_SAMPLES if validation else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -42,29 +42,31 @@ class ValidationCase:
     inner: np.ndarray
 
 
-def validation_cases(subjects: Sequence[Subject], scans: Sequence[tuple[str, float]]) -> Iterator[ValidationCase]:
-    """Thick-slice scans of each subject, in the directions and thicknesses (mm) given."""
+def validation_cases(
+    subjects: Sequence[Subject], slices: Sequence[tuple[str, float]], with_t1: bool
+) -> Iterator[ValidationCase]:
+    """Thick-slice scans of each subject, in the directions and thicknesses (mm) given, with the T1w or without."""
     for subject in subjects:
         brain = brain_mask(subject.t2)
         try:
             inner = inner_brain(brain)
         except BabyAIError:  # too small to have an inside
             inner = brain
-        for direction, thickness in scans:
+        for direction, thickness in slices:
             axis = AXIS_ACROSS[direction]
             geometry = SliceGeometry.fitting(axis, subject.t2.shape[axis], thickness)
             upsampled = upsample(acquire(subject.t2, geometry), geometry, subject.t2.shape[axis])
-            images = (nib.Nifti1Image(array.astype(np.float32), np.eye(4)) for array in (subject.t1, upsampled))
+            t1, t2 = (nib.Nifti1Image(array.astype(np.float32), np.eye(4)) for array in (subject.t1, upsampled))
             name = f"sub-{subject.label} {direction} {thickness:g} mm"
-            yield ValidationCase(name, Case(*images, geometry.to_sidecar(1.0)), subject.t2, brain, inner)
+            scans = Case(t1 if with_t1 else None, t2, geometry.to_sidecar(1.0))
+            yield ValidationCase(name, scans, subject.t2, brain, inner)
 
 
 @dataclass(frozen=True)
 class Validation:
     """Scores weights on the subjects of a part; the processes share the work."""
 
-    recipe: str
-    batch_size: int
+    settings: Mapping
     data: TrainingData
     device: torch.device
     precision: str
@@ -97,19 +99,20 @@ class Validation:
     def _add_losses(self, network: nn.Module, sums: dict[str, float]) -> None:
         numbers = range(self.processes.rank, self.data.validation_samples, self.processes.count)
         with torch.inference_mode():
-            for batch in DataLoader(self.data.validation, self.batch_size, sampler=numbers):
+            for batch in DataLoader(self.data.validation, self.settings["batch_size"], sampler=numbers):
                 if self.stop.signal:
                     return
                 batch = {name: array.to(self.device) for name, array in batch.items()}
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                     output = network(batch["inputs"])
-                losses = LOSSES[self.recipe](output.float(), batch)
+                losses = LOSSES[self.settings["recipe"]](output.float(), batch)
                 sums["loss"] += losses.sum().item()
                 sums["samples"] += len(losses)
 
     def _add_scores(self, network: nn.Module, part: str, step: int, sums: dict[str, float]) -> None:
-        reconstructor = Reconstructor(Weights(self.recipe, network), str(self.device), self.precision)
-        cases = validation_cases(self.data.subjects[part][:SUBJECTS], SCANS)
+        reconstructor = Reconstructor(Weights(self.settings["recipe"], network), str(self.device), self.precision)
+        with_t1 = self.settings.get("without_t1", 0) < 1  # which the published recipe has not
+        cases = validation_cases(self.data.subjects[part][:SUBJECTS], SCANS, with_t1)
         for number, case in enumerate(islice(cases, self.processes.rank, None, self.processes.count)):
             if self.stop.signal:
                 return
