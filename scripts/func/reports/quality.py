@@ -25,7 +25,7 @@ TRAINED_GAP = 0.25  # of the thickness
 MOST_CORRELATED = 0.75  # T1w and T2w of infants in slices of 2 to 6 mm: -0.79 to 0.26
 HEAD_VOLUME = (100.0, 6500.0)  # ml: the brain of a preterm infant, and an adult's head with its neck
 # Deep in the head cerebrospinal fluid is the dark end of a T1w and the bright end of a T2w. T2w skewness less T1w
-# skewness: of 18 brains and two whole heads 0.4 to 4, of an average of many infants -1.1; exchanged the negative.
+# skewness: of eight brains and two whole heads 0.4 to 4, of an average of many infants -1.1; exchanged the negative.
 LEAST_SKEWNESS = -1.5
 LOWEST_SIGNAL_TO_NOISE = 15.0
 # Thick slices differ from their neighbours by anatomy as well: mm, and share of the distance between slices. About
