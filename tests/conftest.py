@@ -1,6 +1,7 @@
 """Fixtures for every test: small phantom heads, and real infants where the machine has them."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,12 @@ import pytest
 from func.phantom import Phantom, infant_brain
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Heed Ctrl-C, which jobs in the background of a shell ignore, and with them the scripts that they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -206,7 +206,7 @@ class Together:
         volume = self._near_to(estimate)
         if self._leave_out(volume):
             self._look()
-            volume = agree_with_stacks(estimate, self.views, self.dampings)
+            volume = self._near_to(estimate)
         return np.maximum(volume, 0)
 
     def _near_to(self, estimate: np.ndarray) -> np.ndarray:
