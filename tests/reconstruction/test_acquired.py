@@ -92,6 +92,12 @@ def test_detail_that_the_slices_hold_in_plane_is_kept(voxel_size, expected):
         assert checks["DetailResidualAfter"] < 0.3 * checks["DetailResidualBefore"]
 
 
+@pytest.mark.parametrize(("voxel_size", "told"), [(500, "coarser than its slices"), (0.01, "too large a volume")])
+def test_voxel_sizes_that_make_no_sense(voxel_size, told):
+    with pytest.raises(BabyAIError, match=told):
+        reconstruct(None, fine_stack()[0], weights_of(Unchanged()), raw=RawSettings("t2", voxel_size))
+
+
 def test_noise_is_no_detail():
     """In one half of the head there is detail, in the other nothing but noise, which is not given back."""
     t2, plane = fine_stack()

@@ -254,11 +254,16 @@ class AcquiredCase(WorkingCase):
         """The result's voxel size in mm.
 
         Raises:
-            BabyAIError: it would take more voxels than can be handled.
+            BabyAIError: it is coarser than the slices, or would take more voxels than can be handled.
         """
         sizes = voxel_sizes(t2.affine)
         in_plane = float(np.delete(sizes, axis).min())
         voxel = in_plane if settings.voxel_size == "in-plane" else float(settings.voxel_size)
+        if voxel > max(sizes.max(), 1.0):
+            raise BabyAIError(
+                f"{name_of(t2)} has no voxel side above {sizes.max():.3g} mm, so that voxels of {voxel:.3g} mm are "
+                "coarser than its slices; give a smaller --voxel-size, in mm."
+            )
         if np.prod(np.array(t2.shape) * sizes / voxel) > _MOST_VOXELS:
             raise BabyAIError(f"{name_of(t2)} at {voxel:.3g} mm is too large a volume; give a larger --voxel-size.")
         return voxel
