@@ -3,7 +3,7 @@
     python scripts/tools/draw_stacks.py
 
 A digital infant is scanned in one stack and in three, lying still and moving, and reconstructed each time. Phantoms are
-plainer than infants, so that they gain more. It takes some minutes.
+plainer than infants, so that they gain more. It takes more than ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from func.scans.files import atomic
 from func.scans.head import box_around
 from func.scans.hub import find_weights
 from func.scans.resampling import resample
+from func.slices.geometry import AXIS_ACROSS
 
 # Edit these, or override them on the command line.
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +41,9 @@ OUTPUT = REPO_ROOT / "stacks_phantom.png"
 WEIGHTS = "bundled"
 
 AGE_MONTHS, SEED = 6, 2
+PLANES = ("axial", "coronal", "sagittal")
 THICKNESS, PIXEL = 4.0, 1.0  # mm
 FARTHEST = 2.5  # mm and degrees that the head moves while a stack is acquired
-NORMALS = {"axial": 2, "coronal": 1, "sagittal": 0}
 CUT, CORNER, ZOOM = 98, (50, 104), 40  # the sagittal plane drawn, and where the enlarged square lies in it, voxels
 WIDTH, CAPTION = 12.0, 0.42  # inches
 
@@ -74,7 +75,7 @@ def reconstructed(phantom, reconstructor: Reconstructor) -> dict[str, tuple[np.n
     """What comes of the stacks and how near it is to the truth: caption to volume and PSNR inside the brain, dB."""
     truth = np.asarray(phantom.t2.dataobj)
     still, moving = (
-        [Case.of(phantom.t1, scanned(phantom.t2, plane, moves), {"SliceThickness": THICKNESS}) for plane in NORMALS]
+        [Case.of(phantom.t1, scanned(phantom.t2, plane, moves), {"SliceThickness": THICKNESS}) for plane in PLANES]
         for moves in (False, True)
     )
 
@@ -98,7 +99,7 @@ def reconstructed(phantom, reconstructor: Reconstructor) -> dict[str, tuple[np.n
 
 def scanned(t2: nib.Nifti1Image, plane: str, moves: bool) -> nib.Nifti1Image:
     """A stack of thick slices; odd ones are acquired after even ones, and meanwhile the head drifts and jumps."""
-    axis, rng = NORMALS[plane], np.random.default_rng(NORMALS[plane])
+    axis, rng = AXIS_ACROSS[plane], np.random.default_rng(AXIS_ACROSS[plane])
     sizes = np.insert([PIXEL, PIXEL], axis, THICKNESS)
     shape = np.ceil(np.array(t2.shape) / sizes).astype(int)
     center = apply_affine(t2.affine, (np.array(t2.shape) - 1) / 2)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-import draw_stacks
 from draw_stacks import FARTHEST, THICKNESS, draw, path, scanned
+from func.slices.geometry import AXIS_ACROSS
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def blob():
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_a_stack_shows_the_head_where_it_lies(blob, plane):
     still, moving = (scanned(blob, plane, moves) for moves in (False, True))
-    assert np.isclose(np.linalg.norm(still.affine[:3, draw_stacks.NORMALS[plane]]), THICKNESS)
+    assert np.isclose(np.linalg.norm(still.affine[:3, AXIS_ACROSS[plane]]), THICKNESS)
     centers = []
     for image in (blob, still, moving):
         values = np.asarray(image.dataobj)

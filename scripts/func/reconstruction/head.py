@@ -84,6 +84,13 @@ class Head:
         coverage = None if working.coverage is None else working.coverage[box]
         return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out), coverage)
 
+    def guided(self, estimates: np.ndarray, upsampled: np.ndarray) -> np.ndarray:
+        """The network's estimates, shape (runs, X, Y, Z), where the T1w covers the head; beyond, the up-sampled slices.
+
+        Where the T1w tells nothing, the network would take its darkness for air.
+        """
+        return estimates if self.coverage is None else upsampled + self.coverage * (estimates - upsampled)
+
     def volume(self, values: np.ndarray, working: WorkingCase) -> np.ndarray:
         """The finished volume of the whole working grid, in the T2w's intensities, from its values in the head.
 

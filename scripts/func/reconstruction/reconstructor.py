@@ -191,10 +191,7 @@ class Reconstructor:
         stopwatch.lap("WorkingGrid")
         inputs = network_inputs(head.t1, head.t2, head.slices, head.geometry)
         stopwatch.lap("Preparation")
-        estimates = self.propose(inputs)
-        if head.coverage is not None:
-            # Where the T1w tells nothing, the network would take its darkness for air.
-            estimates = head.t2 + head.coverage * (estimates - head.t2)
+        estimates = head.guided(self.propose(inputs), head.t2)
         stopwatch.lap("Network")
         volume, residuals, checks, damping = estimates.mean(axis=0), (), {}, 0.0
         if head.geometry:

@@ -163,6 +163,8 @@ class Together:
         self.stacks = list(stacks) if self.t1 else _registered_to_first(stacks)
         self.shape, self.affine = _common_grid(self.stacks, self.t1)
         self._brighten()
+        slices = [stack.brightness * stack.head.slices for stack in self.stacks]
+        self.noises = [noise_beside_volume(one, noise_of(one), HEAD) for one in slices]
         self.views: list[StackView] = []
         self.dampings: list[float] = []
         self.before: list[float] = []
@@ -191,10 +193,7 @@ class Together:
             upsampled = upsample(slices, head.geometry, head.t2.shape[2])
             made = upsampled[None]
             if propose:
-                made = propose(network_inputs(head.t1, upsampled, slices, head.geometry))
-                if head.coverage is not None:
-                    # Where the T1w tells nothing, the network would take its darkness for air.
-                    made = upsampled + head.coverage * (made - upsampled)
+                made = head.guided(propose(network_inputs(head.t1, upsampled, slices, head.geometry)), upsampled)
             covered = stack.coverage(self.shape, self.affine)
             weights += covered
             total = total + np.stack([covered * stack.brought_to(self.shape, self.affine, one) for one in made])
@@ -211,14 +210,12 @@ class Together:
 
     def _near_to(self, estimate: np.ndarray) -> np.ndarray:
         """The volume near to an estimate that agrees with the slices as far as their noise and contradictions allow."""
-        slices = [stack.brightness * stack.head.slices for stack in self.stacks]
-        noises = [noise_beside_volume(one, noise_of(one), HEAD) for one in slices]
-        self._weigh(estimate, noises)
+        self._weigh(estimate, self.noises)
         volume = agree_with_stacks(estimate, self.views, self.dampings)
         # Slices that do not lie where they should contradict each other: what no volume explains is noise to it.
         left = [_misfit(view, volume) for view in self.views]
-        if any(misfit > _CONTRADICTING * noise for misfit, noise in zip(left, noises, strict=True)):
-            self._weigh(estimate, np.maximum(left, noises))
+        if any(misfit > _CONTRADICTING * noise for misfit, noise in zip(left, self.noises, strict=True)):
+            self._weigh(estimate, np.maximum(left, self.noises))
             volume = agree_with_stacks(estimate, self.views, self.dampings)
         return volume
 

@@ -108,12 +108,12 @@ def is_stripped(image: nib.Nifti1Image) -> bool:
         return False
     sizes = sizes * steps
     across = int(np.argmax(sizes))
-    head = ndimage.binary_opening(array > 0.1 * np.percentile(array[array > 0], 95))
+    darkest = 0.1 * np.percentile(array[array > 0], 95)
+    head = ndimage.binary_opening(array > darkest)
     head = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(head, across, 0)], axis=across)
     depth = _depth(np.pad(head, 1), sizes)[1:-1, 1:-1, 1:-1]
     below = (depth > _BONE[0]) & (depth < _BONE[1])
-    dark = array < 0.1 * np.percentile(array[array > 0], 95)
-    return not below.any() or bool(dark[below].mean() < _LEAST_BONE)
+    return not below.any() or bool((array[below] < darkest).mean() < _LEAST_BONE)
 
 
 def _depth(head: np.ndarray, sizes: np.ndarray) -> np.ndarray:
