@@ -2,11 +2,11 @@
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec
-from scipy import ndimage
+from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
 
 from func.phantom import infant_brain
+from func.slices.scanner import grid_around, scan
 
 SHAPE = (80, 92, 80)
 AFFINE = from_matvec(np.eye(3), -(np.array(SHAPE) - 1) / 2)
@@ -38,30 +38,13 @@ def stack_affine(axis: int, spacing: float, count: int, tilt=(0, 0, 0), left_han
     """
     sizes = np.ones(3)
     sizes[axis] = spacing
-    shape = np.insert(np.delete(SHAPE, axis) if shape is None else np.array(shape), axis, count)
-    matrix = Rotation.from_rotvec(np.deg2rad(tilt)).as_matrix() @ np.diag(sizes)
     if left_handed:
-        matrix[:, (axis + 1) % 3] *= -1
-    return tuple(int(n) for n in shape), from_matvec(matrix, -matrix @ (shape - 1) / 2)
+        sizes[(axis + 1) % 3] *= -1
+    shape = np.insert(np.delete(SHAPE, axis) if shape is None else np.array(shape), axis, count)
+    return tuple(int(n) for n in shape), grid_around(np.zeros(3), shape, sizes, tilt)
 
 
 def scanned(image, axis: int, thickness: float, count: int, spacing: float | None = None, poses=None, **grid):
-    """A stack of an image: each slice the mean over its thickness, at the place that ``poses`` say.
-
-    ``poses``: world mm of the image -> where that lay while each slice was acquired, shape (count, 4, 4).
-    """
+    """A stack of an image; see :func:`stack_affine` for the grid, :func:`func.slices.scanner.scan` for the poses."""
     shape, affine = stack_affine(axis, spacing or thickness, count, **grid)
-    poses = np.repeat(np.eye(4)[None], count, axis=0) if poses is None else poses
-    coefficients = ndimage.spline_filter(image.get_fdata(), 3)
-    normal = affine[:3, axis] / np.linalg.norm(affine[:3, axis])
-    slices = np.zeros(shape, np.float32)
-    pixels = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    offsets = (np.arange(9) + 0.5) / 9 - 0.5
-    for index in range(count):
-        plane = tuple(index if other == axis else slice(None) for other in range(3))
-        points = apply_affine(affine, pixels[plane])[..., None, :] + thickness * offsets[:, None] * normal
-        voxels = apply_affine(np.linalg.inv(image.affine) @ np.linalg.inv(poses[index]), points)
-        slices[plane] = ndimage.map_coordinates(
-            coefficients, np.moveaxis(voxels, -1, 0), order=3, prefilter=False
-        ).mean(-1)
-    return nib.Nifti1Image(np.maximum(slices, 0), affine)
+    return scan(image, shape, affine, axis, thickness, poses)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import from_matvec
 from scipy.spatial.transform import Rotation
@@ -15,8 +16,9 @@ from scipy.spatial.transform import Rotation
 from func.errors import BabyAIError, warn
 from func.phantom import CENTRE, infant_brain
 from func.scans.hub import DEMO_T1_FILE, DEMO_T2_FILE, fetch
-from func.scans.nifti import image_of, save_result, save_volume
+from func.scans.nifti import array_of, image_of, save_result, save_volume
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, upsample
+from func.slices.scanner import grid_around, scan
 
 AGE_MONTHS = 3
 THICKNESS = 4.0  # mm
@@ -74,7 +76,7 @@ def demo_scans(kind: str, folder: Path) -> DemoScans:
     for path, image in ((t1, phantom.t1), (truth, phantom.t2)):
         save_volume(path, np.asarray(image.dataobj), image.affine)
     if kind in ("raw", "stacks"):
-        t2s = tuple(_scan_stack(plane, folder) for plane in STACKS if kind == "stacks" or plane == "axial")
+        t2s = tuple(_scan_stack(plane, phantom.t2, folder) for plane in STACKS if kind == "stacks" or plane == "axial")
     else:
         t2s = (_scan_on_grid(phantom.t2, folder),)
     return DemoScans(t1, t2s, truth, f"digital infant of {AGE_MONTHS} months")
@@ -90,16 +92,21 @@ def _scan_on_grid(truth, folder: Path) -> Path:
     return path
 
 
-def _scan_stack(plane: str, folder: Path) -> Path:
+def _scan_stack(plane: str, head: nib.Nifti1Image, folder: Path) -> Path:
     """Tilted slices as acquired, of the infant who has moved since the T1w scan."""
     tilt, turn, shift = STACKS[plane]
-    axes = Rotation.from_rotvec(tilt, degrees=True).as_matrix()
-    affine = from_matvec(axes, CENTRE - axes @ (np.array(FIELD) - 1) / 2)
-    fine = np.asarray(infant_brain(FIELD, affine, age_months=AGE_MONTHS).t2.dataobj)
-    slices = SliceGeometry.fitting(AXIS_ACROSS[plane], FIELD[AXIS_ACROSS[plane]], THICKNESS)
+    axis = AXIS_ACROSS[plane]
+    sizes = np.where(np.arange(3) == axis, THICKNESS, 1.0)
+    shape = tuple(int(mm // size) for mm, size in zip(FIELD, sizes, strict=True))
+    stack = scan(head, shape, grid_around(CENTRE, shape, sizes, tilt), axis)
     moved = from_matvec(Rotation.from_rotvec(turn, degrees=True).as_matrix(), shift)
-    sidecar = {"MRAcquisitionType": "2D", **slices.to_sidecar(voxel_size=1.0)}
-    del sidecar["FirstSliceCenter"]  # the first slice is the stack's own first plane
+    sidecar = {
+        "MRAcquisitionType": "2D",
+        "SliceThickness": THICKNESS,
+        "SpacingBetweenSlices": THICKNESS,
+        "SliceEncodingDirection": "ijk"[axis],
+        "SliceProfile": "box",
+    }
     path = folder / f"sub-digital_acq-{plane}raw_T2w.nii.gz"
-    save_result(path, image_of(acquire(fine, slices), moved @ slices.affine_in(affine)), sidecar)
+    save_result(path, image_of(array_of(stack), moved @ stack.affine), sidecar)
     return path

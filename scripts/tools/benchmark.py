@@ -46,6 +46,7 @@ from func.phantom import infant_brain
 from func.scans.intensity import published_normalise
 from func.scans.nifti import array_of, image_of, save_result
 from func.slices.geometry import SliceGeometry, acquire, upsample
+from func.slices.scanner import grid_around
 
 # Edit these, or override them on the command line.
 DEVICE = "auto"  # auto, cpu, cuda or mps
@@ -197,9 +198,7 @@ def raw_cells(folder: Path, shape: tuple, sizes: tuple, planes: tuple[str, ...],
     for plane in planes:
         order = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (2, 0, 1)}[plane]
         stack_shape, stack_sizes = (tuple(values[axis] for axis in order) for values in (shape, sizes))
-        affine = nib.affines.from_matvec(
-            np.diag(stack_sizes), centre - (np.array(stack_shape) - 1) / 2 * np.array(stack_sizes)
-        )
+        affine = grid_around(centre, stack_shape, stack_sizes)
         stacks.append(folder / f"sub-01_acq-{plane}_T2w.nii.gz")
         save_result(stacks[-1], infant_brain(stack_shape, affine, 6, skull).t2, {"SliceThickness": max(sizes)})
     output = folder / "results" / "sub-01_desc-isotropic_T2w.nii.gz"

@@ -1,35 +1,8 @@
 """The README's figure of stacks: scans that move as they should, and a column for each result."""
 
-import nibabel as nib
 import numpy as np
-import pytest
-from scipy import ndimage
 
-from draw_stacks import FARTHEST, THICKNESS, draw, path, scanned
-from func.slices.geometry import AXIS_ACROSS
-
-
-@pytest.fixture
-def blob():
-    """A smooth image without edges that slices would miss."""
-    values = np.zeros((40, 44, 40), np.float32)
-    values[14:26, 16:28, 14:26] = 1
-    affine = np.eye(4)
-    affine[:3, 3] = -20
-    return nib.Nifti1Image(ndimage.gaussian_filter(values, 3), affine)
-
-
-@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-def test_a_stack_shows_the_head_where_it_lies(blob, plane):
-    still, moving = (scanned(blob, plane, moves) for moves in (False, True))
-    assert np.isclose(np.linalg.norm(still.affine[:3, AXIS_ACROSS[plane]]), THICKNESS)
-    centers = []
-    for image in (blob, still, moving):
-        values = np.asarray(image.dataobj)
-        centers.append(image.affine[:3] @ [*ndimage.center_of_mass(values), 1])
-    np.testing.assert_allclose(centers[1], centers[0], atol=0.1)
-    assert 0.1 < np.linalg.norm(centers[2] - centers[0]) < 2 * FARTHEST
-    assert np.abs(np.asarray(still.dataobj) - np.asarray(moving.dataobj)).max() > 0.05
+from draw_stacks import FARTHEST, draw, path
 
 
 def test_a_head_drifts_and_jumps():
