@@ -185,8 +185,9 @@ def test_pseudo_pairs_come_at_1_mm_with_a_drawn_contrast(tmp_path, scans):
     path = save(tmp_path, "head", scans[0][::2, ::2, ::2], np.diag([2.0, 2, 2, 1]))
     (head,) = read_pseudo_pairs([path])
     assert head.shape == SHAPE and head.invented
-    sample = samples_of(head, UNKNOWN_GEOMETRY=0)[0]
-    assert np.abs(np.corrcoef(sample["inputs"][0].flatten(), sample["truth"].flatten())[0, 1]) < 0.999
+    samples = samples_of(head, UNKNOWN_GEOMETRY=0, without_t1=0).batch(range(6))
+    likeness = [np.corrcoef(samples["inputs"][n, 0].ravel(), samples["truth"][n].ravel())[0, 1] for n in range(6)]
+    assert min(likeness) < 0.9
 
 
 def write_thick_scan(folder, t2, direction, axis, thickness, affine):

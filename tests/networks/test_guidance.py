@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from func.networks.guidance import head_share, likelier_profile, network_inputs, suggested_detail, t1_offset
+from func.networks.guidance import Slicing, head_share, likelier_profile, network_inputs, suggested_detail, t1_offset
 from func.reports.quality import quality_of
 from func.reports.scores import brain_mask, score_brain
 from func.slices.geometry import SliceGeometry, acquire, upsample
@@ -54,7 +54,8 @@ def test_the_suggested_detail_is_nearer_the_truth(scans):
     t1, t2 = scans
     slices, geometry = sliced(t2, 4.0)
     cubic = upsample(slices, geometry, t2.shape[2])
-    detail, t1_detail = (part.numpy() for part in suggested_detail(*map(torch.from_numpy, (t1, slices)), geometry))
+    scans = [torch.from_numpy(scan) for scan in (t1, slices)]
+    detail, t1_detail = (part.numpy() for part in suggested_detail(*scans, Slicing.of(geometry, scans[0])))
     assert np.square(cubic + detail - t2).mean() < 0.7 * np.square(cubic - t2).mean()
     np.testing.assert_allclose(acquire(t1_detail, geometry), acquire(t1, geometry) * 0, atol=0.2)
 

@@ -46,7 +46,7 @@ def turned_stack(volume, axis, spacing, noise=0.0):
     volume = volume.transpose(order)
     geometry = SliceGeometry.fitting(2, volume.shape[2], spacing)
     scan = torch.from_numpy(np.ascontiguousarray(volume))
-    stack = tilted_stack(scan, geometry, TURN, noise, np.random.default_rng(0)).numpy()
+    stack = tilted_stack(scan, geometry, TURN, noise).numpy()
     return np.maximum(stack, 0).transpose(np.argsort(order)), geometry, order
 
 

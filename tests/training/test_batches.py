@@ -7,13 +7,13 @@ import signal
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from func.dataset import ThickSliceSamples
+from func.dataset import ThickSliceSamples, stacked
 from func.errors import BabyAIError
 from func.training import batches
 from func.training.augmentation import random_shapes
-from func.training.batches import SampleNumbers, batches_on_device, training_batches
+from func.training.batches import SampleNumbers, made_on_device, training_batches
 from func.training.distributed import Processes
 from func.training.subjects import Subject
 
@@ -77,15 +77,18 @@ def test_batches_of_the_device_are_those_of_the_workers():
     samples = ThickSliceSamples([Subject("01", *shapes, shape=shapes[0].shape)], [1], seed=0, patch=16)
     steps = range(2, 8)
     by_workers = training_batches(samples, steps, 2, 0, Processes(), CPU)
-    on_device = batches_on_device(samples.to(CPU), SampleNumbers(steps.start, steps.stop, 2), 2, CPU)
+    numbers = SampleNumbers(steps.start, steps.stop, 2)
+    draws = iter(DataLoader(samples.draws(), 2, sampler=numbers, collate_fn=stacked))
+    on_device = made_on_device(draws, samples.to(CPU), CPU)
     pairs = list(zip(by_workers, on_device, strict=True))
     assert len(pairs) == len(steps)
     for one, other in pairs:
         assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=0)
 
 
 def test_what_fails_on_the_device_is_not_lost():
     samples = ThickSliceSamples([], [1], seed=0)
     with pytest.raises(ValueError):
-        list(batches_on_device(samples, range(4), 2, CPU))
+        list(made_on_device(map(samples.draw, range(4)), samples, CPU))

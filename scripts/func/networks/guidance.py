@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from func.slices.filters import smooth
-from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, upsample
+from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, slice_matrix, upsampling_matrix
 
 CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
 
@@ -31,6 +32,36 @@ _FARTHEST = 3  # voxels that the T1w is looked for
 _CLEARLY = 0.9  # of the misfit: a whole step is taken only where that is what it leaves
 _RIM_SIGMAS = (2.0, 2.0, 2.0)  # voxels
 _RIM_BRIGHTNESS = 0.7  # of the T1w's around it: a voxel at the rim that reaches this is wholly head
+
+
+class Slicing(NamedTuple):
+    """From planes to slices and back, along the last axis: shapes (..., count, planes) and (..., planes, count).
+
+    With a leading axis the matrices of each case of a batch.
+    """
+
+    slicing: Tensor
+    upsampling: Tensor
+
+    @classmethod
+    def of(cls, geometry: SliceGeometry, volume: Tensor) -> Slicing:
+        """The slices of one volume, shape (X, Y, Z)."""
+        length = volume.shape[-1]
+        matrices = slice_matrix(geometry, length), upsampling_matrix(geometry, length)
+        return cls(*(volume.new_tensor(matrix) for matrix in matrices))
+
+    def acquire(self, volume: Tensor) -> Tensor:
+        """The slices of volumes, (..., X, Y, Z) to (..., X, Y, count)."""
+        return _times(volume, self.slicing)
+
+    def upsample(self, slices: Tensor) -> Tensor:
+        """Cubic up-sampling of slices, (..., X, Y, count) to (..., X, Y, Z)."""
+        return _times(slices, self.upsampling)
+
+
+def _times(volume: Tensor, matrix: Tensor) -> Tensor:
+    lines = volume.flatten(-3, -2) @ matrix.mT
+    return lines.unflatten(-2, volume.shape[-3:-1])
 
 
 def network_inputs(t1, upsampled, slices=None, geometry: SliceGeometry | None = None):
@@ -60,7 +91,7 @@ def network_inputs(t1, upsampled, slices=None, geometry: SliceGeometry | None = 
     inputs[3] = profile_width(geometry) / 2
     inputs[4] = geometry.spacing / 4
     if t1 is not None:
-        inputs[5], inputs[6] = suggested_detail(t1, slices, geometry)
+        inputs[5], inputs[6] = suggested_detail(t1, slices, Slicing.of(geometry, t1))
         inputs[1] += inputs[5]
     return inputs
 
@@ -75,23 +106,27 @@ def profile_width(geometry: SliceGeometry) -> float:
     return {"box": box, "gaussian": gaussian, "point": 0.0}[geometry.profile]
 
 
-def suggested_detail(t1: Tensor, slices: Tensor, geometry: SliceGeometry) -> tuple[Tensor, Tensor]:
+def suggested_detail(t1: Tensor, slices: Tensor, slicing: Slicing) -> tuple[Tensor, Tensor]:
     """The through-plane detail that the T2w would have if it followed the T1w as it does, locally, between its slices.
 
     A guided filter (He et al., IEEE TPAMI 35(6), 2013): T2w = slope x T1w + intercept inside the head, nothing in the
     air. Slope and intercept are fitted where both contrasts are known, on the slices, and applied to what slicing takes
     from the T1w and from the head's outline.
 
+    Args:
+        t1: shape (..., X, Y, Z).
+        slices: shape (..., X, Y, count).
+        slicing: between the two.
+
     Returns:
-        The suggested T2w detail and the T1w detail it was made from, both of shape (X, Y, Z).
+        The suggested T2w detail and the T1w detail it was made from, both of the T1w's shape.
     """
-    length = t1.shape[2]
     head = head_share(t1)
-    t1_slices, share = acquire(t1, geometry), acquire(head, geometry)
+    t1_slices, share = slicing.acquire(t1), slicing.acquire(head)
     slope, intercept = _fit(t1_slices, share, slices)
-    t1_detail = t1 - upsample(t1_slices, geometry, length)
-    outline_detail = head - upsample(share, geometry, length)
-    detail = upsample(slope, geometry, length) * t1_detail + upsample(intercept, geometry, length) * outline_detail
+    t1_detail = t1 - slicing.upsample(t1_slices)
+    outline_detail = head - slicing.upsample(share)
+    detail = slicing.upsample(slope) * t1_detail + slicing.upsample(intercept) * outline_detail
     return detail, t1_detail
 
 
@@ -191,7 +226,7 @@ def _opened(mask: Tensor) -> Tensor:
 def _with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
     """The mask and all neighbours of its voxels; ``beyond`` tells whether the voxels beyond the borders are in it."""
     grown = mask.clone()
-    for axis in range(3):
+    for axis in (-3, -2, -1):
         inner, length = mask.movedim(axis, 0), mask.shape[axis]
         outer = grown.movedim(axis, 0)
         outer[: length - 1] |= inner[1:]
@@ -203,7 +238,7 @@ def _with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
 
 def _with_cubes(mask: Tensor) -> Tensor:
     """The mask and the 3 x 3 x 3 voxels around each of its voxels."""
-    for axis in range(3):
+    for axis in (-3, -2, -1):
         inner, grown = mask.movedim(axis, 0), mask.clone()
         outer = grown.movedim(axis, 0)
         outer[:-1] |= inner[1:]

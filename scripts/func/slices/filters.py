@@ -12,18 +12,19 @@ from func.slices.geometry import along
 
 
 def smooth(volume, sigmas: Sequence[float], mode: str = "reflect"):
-    """``scipy.ndimage.gaussian_filter`` of a NumPy array or a torch tensor, shape (X, Y, Z).
+    """``scipy.ndimage.gaussian_filter`` of a NumPy array or a torch tensor, shape (..., X, Y, Z).
 
     Args:
-        sigmas: standard deviations along the three axes, in voxels; 0 leaves an axis as it is.
+        sigmas: standard deviations along the last three axes, in voxels; 0 leaves an axis as it is.
         mode: what lies beyond the borders: ``reflect`` (the volume's mirror image), ``constant`` (zeros).
     """
-    for axis, sigma in enumerate(sigmas):
+    for axis, sigma in zip((-3, -2, -1), sigmas, strict=True):
         if sigma:
-            volume = along(_gaussian_matrix(volume.shape[axis], float(sigma), mode), volume, axis)
+            volume = along(gaussian_matrix(volume.shape[axis], float(sigma), mode), volume, axis)
     return volume
 
 
 @lru_cache(maxsize=64)
-def _gaussian_matrix(length: int, sigma: float, mode: str) -> np.ndarray:
+def gaussian_matrix(length: int, sigma: float, mode: str = "reflect") -> np.ndarray:
+    """``scipy.ndimage.gaussian_filter1d`` of as many values, shape (length, length)."""
     return ndimage.gaussian_filter1d(np.eye(length), sigma, axis=0, mode=mode)

@@ -297,7 +297,7 @@ def _frozen(matrix: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def along(matrix: np.ndarray, volume, axis: int):
+def along(matrix, volume, axis: int):
     """Product of a matrix (m, n) with a volume's axis of length n, for a NumPy array or a torch tensor.
 
     Negative axes count from the end, so that leading batch and channel axes may be present. Keeps the volume's dtype.
@@ -305,10 +305,24 @@ def along(matrix: np.ndarray, volume, axis: int):
     if isinstance(volume, np.ndarray):
         product = np.tensordot(matrix.astype(volume.dtype, copy=False), volume, axes=(1, axis))
         return np.moveaxis(product, 0, axis)
+    operator = on_device(matrix, volume)
+    axis %= volume.dim()
+    if axis == volume.dim() - 1:
+        return volume @ operator.mT
+    return (operator @ volume.flatten(axis + 1)).unflatten(-1, volume.shape[axis + 1 :])
+
+
+def on_device(array, like):
+    """A NumPy array as a torch tensor of the dtype and on the device of another one; a tensor there is left as it is.
+
+    Without waiting for what a GPU still has to do.
+    """
     import torch
 
-    operator = torch.tensor(matrix, dtype=volume.dtype, device=volume.device)
-    return torch.movedim(torch.tensordot(operator, volume, dims=([1], [axis])), 0, axis)
+    if isinstance(array, torch.Tensor):
+        return array.to(like)
+    tensor = torch.tensor(array, dtype=like.dtype)
+    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor.to(like.device)
 
 
 def acquire(volume, geometry: SliceGeometry):

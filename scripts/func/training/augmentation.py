@@ -1,12 +1,13 @@
 """Random changes to scans, so that a network trained on few infants meets many scanners, ages and faults.
 
-Scans are torch tensors of shape (X, Y, Z), on any device. What is done to them is drawn from the NumPy generator that
-is handed in, and from nothing else. Intensities are about 0 to 1, and air is 0 (see
-func.scans.intensity.zero_based_scale).
+What is drawn, from the NumPy generator that is handed in and from nothing else, are numbers, curves and matrices. Scans
+are torch tensors on any device, several of them at a time, shape (B, X, Y, Z). Intensities are about 0 to 1, and air is
+0 (see func.scans.intensity.zero_based_scale).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -18,53 +19,93 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
-from func.slices.geometry import SliceGeometry, acquire, along, upsample
+from func.slices.geometry import SliceGeometry, acquire, along, on_device, slice_matrix, upsampling_matrix
 
 _SPLINE_REACH = 12  # voxels beyond a border, as SciPy takes it
-_RINGING = 2e-3  # of the brightest voxel: a spline's faint ringing in the air is no anatomy
+CURVE_POINTS = 25
+_BRIGHTEST = 1.2  # of a scan, but for a few voxels
 
 
-def random_contrast(scan: Tensor, rng: np.random.Generator) -> Tensor:
-    """Another contrast of the same anatomy: intensities through a random curve, rising or not. Air stays air."""
-    knots = np.linspace(0, 1.2, rng.integers(3, 7))
-    values = rng.uniform(0, 1.2, knots.size)
-    if rng.random() < 0.7:
-        values.sort()
-    # One in three loses all likeness to the old contrast.
-    values = 0.5 * values + 0.5 * knots * (rng.random() < 2 / 3)
-    values[0] = 0
-    changed = _curve(scan, values, knots[-1]) + rng.random() * (scan - knots[-1]).clamp(min=0)
-    brightest = changed.flatten().kthvalue(round(0.995 * changed.numel())).values.clamp(min=0.3)
-    return changed / brightest * (scan > 0)
+def random_curve(rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Another contrast of the same anatomy: where a random curve takes intensities of 0 to 1.2.
 
+    It rises, or falls as from a T1w to a T2w, or does neither.
 
-def _curve(scan: Tensor, values: np.ndarray, last: float) -> Tensor:
-    """Linear interpolation between ``values`` at equal steps from 0 to ``last``; beyond, the outermost are kept."""
-    places = (scan * ((len(values) - 1) / last)).clamp(0, len(values) - 1)
-    below = places.floor().clamp(max=len(values) - 2)
-    table = torch.tensor(values, dtype=scan.dtype, device=scan.device)
-    return torch.lerp(table[below.long()], table[below.long() + 1], places - below)
-
-
-def bias_field(scan: Tensor, rng: np.random.Generator, strength: float = 0.15) -> Tensor:
-    """A smooth, positive field of about 1, of the scan's shape, that multiplies it.
-
-    It is the exponential of a random polynomial of order 2.
+    Returns:
+        Its values at CURVE_POINTS equal steps, the first of them 0, so that air stays air; its slope beyond.
     """
+    knots = np.linspace(0, _BRIGHTEST, rng.integers(3, 7))
+    values = rng.uniform(0, _BRIGHTEST, knots.size)
+    kind = rng.random()
+    if kind < 0.5:
+        values = 0.5 * np.sort(values) + 0.5 * knots
+    elif kind < 0.8:
+        values[::-1].sort()
+    values[0] = 0
+    return np.interp(np.linspace(0, _BRIGHTEST, CURVE_POINTS), knots, values), rng.random()
+
+
+def with_contrast(scans: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
+    """Scans, shape (B, X, Y, Z), through a curve each (:func:`random_curve`), scaled to about 0 to 1 again.
+
+    Args:
+        values: shape (B, CURVE_POINTS).
+        slopes: shape (B,).
+    """
+    places = (scans * ((CURVE_POINTS - 1) / _BRIGHTEST)).clamp(0, CURVE_POINTS - 1)
+    below = places.floor().clamp(max=CURVE_POINTS - 2)
+    index = below.flatten(1).long()
+    ends = (values.gather(1, index + step).view_as(scans) for step in (0, 1))
+    changed = torch.lerp(*ends, places - below) + each(slopes) * (scans - _BRIGHTEST).clamp(min=0)
+    # Every third voxel along each axis tells the brightness well enough.
+    sparse = changed[:, ::3, ::3, ::3].flatten(1)
+    brightest = sparse.kthvalue(round(0.995 * sparse.shape[1]), dim=1).values.clamp(min=0.3)
+    return changed / each(brightest) * (scans > 0)
+
+
+def each(values: Tensor) -> Tensor:
+    """Values, shape (B,), to multiply volumes with, shape (B, X, Y, Z)."""
+    return values[:, None, None, None]
+
+
+def bias_coefficients(rng: np.random.Generator, strength: float = 0.15) -> np.ndarray:
+    """Of a random polynomial of order 2, whose exponential is a smooth field of about 1: shape (3, 3, 3)."""
     order = np.add.outer(np.add.outer(np.arange(3), np.arange(3)), np.arange(3))
-    coefficients = rng.normal(0, strength, (3, 3, 3)) * ((order > 0) & (order <= 2))
-    field = torch.tensor(coefficients, dtype=scan.dtype, device=scan.device)
-    for axis, length in enumerate(scan.shape):
-        field = along(legendre.legvander(np.linspace(-1, 1, length), 2), field, axis)
-    return field.exp()
+    return rng.normal(0, strength, (3, 3, 3)) * ((order > 0) & (order <= 2))
 
 
-def shifted(scan: Tensor, offset: np.ndarray) -> Tensor:
-    """The scan moved by a part of a voxel along each axis, with cubic splines."""
-    for axis, distance in enumerate(offset):
-        unit = np.eye(scan.shape[axis])
-        scan = along(ndimage.shift(unit, (distance, 0), order=3, mode="nearest"), scan, axis)
-    return scan
+def bias_fields(coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+    """The positive fields of this shape, to multiply scans with, of coefficients of shape (B, 3, 3, 3)."""
+    return along_axes(coefficients, [legendre.legvander(np.linspace(-1, 1, length), 2) for length in shape]).exp()
+
+
+def along_axes(volumes: Tensor, matrices: Sequence[Tensor | np.ndarray]) -> Tensor:
+    """Products of the last three axes of volumes, shape (B, X, Y, Z), with a matrix each.
+
+    Args:
+        matrices: of shape (m, n), or (B, m, n): one for each volume.
+    """
+    for axis, matrix in zip((1, 2, 3), matrices, strict=True):
+        operator = on_device(matrix, volumes)
+        if axis == 1:
+            volumes = (operator @ volumes.flatten(2)).unflatten(2, volumes.shape[2:])
+        elif axis == 2:
+            volumes = (operator[:, None] if operator.dim() == 3 else operator) @ volumes
+        else:
+            volumes = (volumes.flatten(1, 2) @ operator.mT).unflatten(1, volumes.shape[1:3])
+    return volumes
+
+
+def shift_matrix(length: int, distance: float) -> np.ndarray:
+    """Moves a scan by a part of a voxel along an axis, with cubic splines: shape (length, length)."""
+    return ndimage.shift(np.eye(length), (distance, 0), order=3, mode="nearest")
+
+
+def thick_matrix(length: int, thickness: float, rng: np.random.Generator) -> np.ndarray:
+    """What slices of this many voxels leave along an axis, cubic up-sampled again: shape (length, length)."""
+    first = (thickness - 1) / 2 + rng.uniform(-0.5, 0.5) * thickness
+    geometry = SliceGeometry.fitting(2, length, thickness, first_center=first)
+    return upsampling_matrix(geometry, length) @ slice_matrix(geometry, length)
 
 
 def random_rotation(largest: float, rng: np.random.Generator) -> np.ndarray:
@@ -75,7 +116,7 @@ def random_rotation(largest: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def tilted_stack(
-    scan: Tensor, geometry: SliceGeometry, rotation: np.ndarray, noise: float, rng: np.random.Generator
+    scan: Tensor, geometry: SliceGeometry, rotation: np.ndarray, noise: float = 0, seed: int = 0
 ) -> Tensor:
     """What becomes of a scan acquired in slices oblique to its grid, once they are cubic up-sampled to the grid.
 
@@ -83,11 +124,13 @@ def tilted_stack(
         scan: shape (X, Y, Z).
         geometry: of the slices, along the third axis of the rotated head.
         rotation: of the head in the scanner, shape (3, 3).
-        noise: standard deviation of the noise in the slices.
+        noise: standard deviation of the noise in the slices, which ``seed`` draws.
     """
     center = (np.array(scan.shape) - 1) / 2
     turned = affine_transform(scan, rotation, center - rotation @ center, scan.shape)
-    slices = noisy(acquire(turned, geometry), noise, rng)
+    slices = acquire(turned, geometry)
+    if noise:
+        slices = noisy(slices, noise, seed)
     to_slices = np.diag([1, 1, 1 / geometry.spacing])
     first = np.array([0, 0, geometry.first_center])
     back = to_slices @ rotation.T
@@ -119,11 +162,11 @@ def spline_transform(
     coefficients = functional.pad(scan[None, None], [pad] * 6, "replicate")[0, 0] if edge else scan
     for axis, length in enumerate(coefficients.shape):
         coefficients = along(_spline_filter(length), coefficients, axis)
-    lengths = coefficients.new_tensor(coefficients.shape)[:, None, None, None] - 1
+    lengths = on_device(coefficients.shape, scan)[:, None, None, None] - 1
     axes = [torch.arange(n, dtype=scan.dtype, device=scan.device) for n in shape]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    places = torch.tensordot(coefficients.new_tensor(matrix), grid, dims=1)
-    places += coefficients.new_tensor(offset + pad)[:, None, None, None]
+    places = torch.tensordot(on_device(matrix, scan), grid, dims=1)
+    places += on_device(offset + pad, scan)[:, None, None, None]
     outside = ((places < 0) | (places > lengths)).any(dim=0)
     if edge:
         places = torch.minimum(places.clamp(min=0), lengths)
@@ -164,55 +207,56 @@ def _spline_filter(length: int) -> np.ndarray:
     return ndimage.spline_filter1d(np.eye(length), 3, axis=0, mode="mirror")
 
 
-def thick_scan(scan: Tensor, thickness: float, axis: int, rng: np.random.Generator) -> Tensor:
-    """The scan as slices of this many voxels along an axis show it, cubic up-sampled to its grid again."""
-    length = scan.shape[axis]
-    first = (thickness - 1) / 2 + rng.uniform(-0.5, 0.5) * thickness
-    geometry = SliceGeometry.fitting(axis, length, thickness, first_center=first)
-    thick = upsample(acquire(scan, geometry), geometry, length)
-    return thick * (thick > _RINGING * thick.max())
-
-
-def with_lesions(t1: Tensor, t2: Tensor, places: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """One to four lesions of 3 to 10 voxels, mostly bright in the T2w, that one scan shows or both.
+def random_lesions(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lesions of 3 to 10 voxels, mostly bright in the T2w, that one scan shows or both.
 
     Args:
-        t1, t2: shape (X, Y, Z).
-        places: where their centres may lie, voxel indices of shape (count, 3).
+        places: their centres, in voxels, shape (count, 3).
 
     Returns:
-        The two scans, and the share of each voxel that is lesion in either.
+        Shape (count, 8): centre, radii, and the intensities in T1w and T2w, NaN where the scan does not show it.
     """
-    t1, t2, lesions = t1.clone(), t2.clone(), torch.zeros_like(t2)
-    for center in places[rng.integers(len(places), size=rng.integers(1, 5))]:
-        radii = rng.uniform(3, 10) / 2 * np.exp(rng.uniform(-0.25, 0.25, 3))
+    lesions = np.full((len(places), 8), np.nan)
+    for lesion, center in zip(lesions, places, strict=True):
+        lesion[:3] = center
+        lesion[3:6] = rng.uniform(3, 10) / 2 * np.exp(rng.uniform(-0.25, 0.25, 3))
         shown = rng.choice(3, p=(0.45, 0.25, 0.3))  # in the T2w alone, in the T1w alone, in both
-        if shown != 1:
-            _paint(t2, rng.uniform(0.6, 1.2) if rng.random() < 0.8 else rng.uniform(0.05, 0.3), center, radii)
         if shown != 0:
-            _paint(t1, rng.uniform(0.1, 1.1), center, radii)
-        _paint(lesions, 1.0, center, radii)
-    return t1, t2, lesions
+            lesion[6] = rng.uniform(0.1, 1.1)
+        if shown != 1:
+            lesion[7] = rng.uniform(0.6, 1.2) if rng.random() < 0.8 else rng.uniform(0.05, 0.3)
+    return lesions
 
 
-def _paint(scan: Tensor, intensity: float, center: np.ndarray, radii: np.ndarray) -> None:
-    """Paint an ellipsoid into the scan, with an edge one voxel wide."""
-    box, offsets = [], []
-    for middle, radius, length in zip(center, radii, scan.shape, strict=True):
-        first, last = max(int(middle - radius) - 1, 0), min(int(middle + radius) + 3, length)
-        box.append(slice(first, last))
-        offsets.append((np.arange(first, last) - middle) / radius)
-    x, y, z = np.meshgrid(*offsets, indexing="ij")
-    distance = (np.sqrt(x**2 + y**2 + z**2) - 1) * radii.min()
-    share = torch.tensor(np.clip(0.5 - distance, 0, 1), dtype=scan.dtype, device=scan.device)
-    scan[tuple(box)].lerp_(torch.full_like(share, intensity), share)
+def with_lesions(t1: Tensor, t2: Tensor, lesions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scans, shape (B, X, Y, Z), with ellipsoids painted into them, whose edge is one voxel wide.
+
+    Args:
+        lesions: shape (B, count, 8), as :func:`random_lesions` draws them; a radius of 0 makes none.
+
+    Returns:
+        The T1w, the T2w, and the share of each voxel that is lesion in either.
+    """
+    covered = torch.zeros_like(t2)
+    for lesion in lesions.to(t2).unbind(1):
+        distance = 0
+        for axis, length in enumerate(t2.shape[1:]):
+            steps = torch.arange(length, device=t2.device, dtype=t2.dtype) - lesion[:, axis, None]
+            steps = steps / lesion[:, 3 + axis, None].clamp(min=1e-3)
+            distance = distance + steps.square().reshape(-1, *(length if a == axis else 1 for a in range(3)))
+        smallest = each(lesion[:, 3:6].amin(1))
+        share = (0.5 - (distance.sqrt() - 1) * smallest).clamp(0, 1) * (smallest > 0)
+        t1, t2 = (
+            torch.lerp(scan, each(value.nan_to_num()), share * each(value.isfinite()))
+            for scan, value in ((t1, lesion[:, 6]), (t2, lesion[:, 7]))
+        )
+        covered = torch.maximum(covered, share)
+    return t1, t2, covered
 
 
-def noisy(scan: Tensor, deviation: float, rng: np.random.Generator) -> Tensor:
+def noisy(scan: Tensor, deviation: float, seed: int) -> Tensor:
     """The scan with Gaussian noise of this standard deviation wherever it is not air."""
-    if not deviation:
-        return scan
-    generator = torch.Generator(scan.device).manual_seed(int(rng.integers(2**62)))
+    generator = torch.Generator(scan.device).manual_seed(seed)
     noise = torch.randn(scan.shape, generator=generator, dtype=scan.dtype, device=scan.device)
     return scan + deviation * noise * (scan > 0)
 

@@ -1,7 +1,7 @@
 """The batches of a run, one for each step, on the device.
 
-Worker processes make them, and training outlives these; those of the compact recipe a CUDA device makes itself, since
-no processor keeps up with it.
+Worker processes make them, and training outlives these. Of the compact recipe they only draw what is random about a
+sample where a CUDA device trains, which makes the samples itself, since no processor keeps up with it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from func.dataset import ThickSliceSamples
+from func.dataset import Draws, ThickSliceSamples, stacked
 from func.errors import BabyAIError
 from func.training.distributed import Processes
 from func.training.signals import ignore_signals
@@ -55,33 +55,31 @@ def training_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """This process's part of the batch of each step, by name, on the device.
 
-    With CUDA, samples of the compact recipe are made on the device, without workers. Should a worker be killed (often
-    for want of memory), this is said and new ones begin at the step they were at.
+    With CUDA, samples of the compact recipe are made on the device. Should a worker be killed (often for want of
+    memory), this is said and new ones begin at the step they were at.
 
     Raises:
         BabyAIError: the new ones were killed too, before they had made a batch.
     """
-    if isinstance(samples, ThickSliceSamples) and device.type == "cuda":
-        numbers = SampleNumbers(steps.start, steps.stop, batch_size, processes.rank, processes.count)
-        yield from batches_on_device(samples.to(device), numbers, batch_size // processes.count, device)
-        return
+    on_device = samples.to(device) if isinstance(samples, ThickSliceSamples) and device.type == "cuda" else None
     step, failures = steps.start, 0
     while step < steps.stop:
         loader = DataLoader(
-            samples,
+            samples.draws() if on_device else samples,
             batch_size // processes.count,
             sampler=SampleNumbers(step, steps.stop, batch_size, processes.rank, processes.count),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             multiprocessing_context=START_METHOD if workers else None,
             worker_init_fn=ignore_signals,
+            collate_fn=stacked if on_device else None,
             pin_memory=device.type == "cuda",
         )
         batches = iter(loader)
         # PyTorch's own handler would raise the death of a worker anywhere, in the middle of an optimiser's step too.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            for batch in batches:
+            for batch in made_on_device(batches, on_device, device) if on_device else batches:
                 yield {name: part.to(device, non_blocking=True) for name, part in batch.items()}
                 step, failures = step + 1, 0
         except RuntimeError as error:
@@ -96,29 +94,26 @@ def training_batches(
             print(f"A worker that makes samples was killed; new ones go on from step {step}.", file=sys.stderr)
 
 
-def batches_on_device(
-    samples: ThickSliceSamples, numbers: Iterable[int], size: int, device: torch.device
+def made_on_device(
+    draws: Iterator[Draws], samples: ThickSliceSamples, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of ``size`` samples each, which a thread makes on the device, ahead of the steps that take them."""
+    """The batches of what was drawn, which a thread makes on the device, ahead of the steps that take them."""
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def make(numbers: Sequence[int]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+    def make() -> tuple[dict[str, Tensor], torch.cuda.Event | None] | None:
+        drawn = next(draws, None)
+        if drawn is None:
+            return None
         with torch.cuda.stream(stream):
-            return samples.batch(numbers), stream and stream.record_event()
-
-    def take(made: Future) -> dict[str, Tensor]:
-        batch, event = made.result()
-        if event:
-            event.wait()
-            for part in batch.values():
-                part.record_stream(torch.cuda.current_stream(device))
-        return batch
+            return samples.made_from(drawn), stream and stream.record_event()
 
     with ThreadPoolExecutor(1) as thread:
-        pending: deque[Future] = deque()
-        for part in BatchSampler(numbers, size, drop_last=False):
-            pending.append(thread.submit(make, part))
-            if len(pending) == BATCHES_AHEAD:
-                yield take(pending.popleft())
-        while pending:
-            yield take(pending.popleft())
+        pending = deque(thread.submit(make) for _ in range(BATCHES_AHEAD))
+        while made := pending.popleft().result():
+            pending.append(thread.submit(make))
+            batch, event = made
+            if event:
+                event.wait()
+                for part in batch.values():
+                    part.record_stream(torch.cuda.current_stream(device))
+            yield batch

@@ -28,27 +28,35 @@ class KernelMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step along the gradients that the kernels hold."""
+        """One step along the gradients that the kernels hold: of all kernels of one shape at once."""
         for group in self.param_groups:
+            by_shape: dict[tuple, list[nn.Parameter]] = {}
             for kernel in group["params"]:
-                gradient = kernel.grad.flatten(1)
-                past = self.state[kernel].setdefault("momentum_buffer", torch.zeros_like(gradient))
-                past.lerp_(gradient, 1 - group["momentum"])
-                direction = _orthogonal(gradient.lerp(past, group["momentum"]))
-                rate = 0.2 * max(direction.shape) ** 0.5 * group["lr"]
-                kernel.add_(direction.to(kernel.dtype).reshape(kernel.shape), alpha=-rate)
+                by_shape.setdefault((kernel.shape, kernel.device, kernel.dtype), []).append(kernel)
+            for kernels in by_shape.values():
+                gradients = [kernel.grad.flatten(1) for kernel in kernels]
+                pasts = [
+                    self.state[kernel].setdefault("momentum_buffer", torch.zeros_like(gradient))
+                    for kernel, gradient in zip(kernels, gradients, strict=True)
+                ]
+                torch._foreach_lerp_(pasts, gradients, 1 - group["momentum"])
+                directions = _orthogonal(torch.stack(torch._foreach_lerp(gradients, pasts, group["momentum"])))
+                rate = 0.2 * max(directions.shape[1:]) ** 0.5 * group["lr"]
+                steps = [step.reshape(kernels[0].shape) for step in directions.to(kernels[0].dtype)]
+                torch._foreach_add_(kernels, steps, alpha=-rate)
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix whose singular values are all about 1: five steps of Newton and Schulz, for speed."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    if matrix.is_cuda:
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices whose singular values are all about 1, shape (count, m, n): five steps of Newton-Schulz."""
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    if matrices.is_cuda:
         wide = wide.bfloat16()
-    wide = wide / wide.norm().clamp(min=1e-7)
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        square = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(square, square, square, beta=-4.775, alpha=2.0315), wide, beta=3.4445)
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+        square = wide @ wide.mT
+        step = torch.baddbmm(square, square, square, beta=-4.775, alpha=2.0315)
+        wide = torch.baddbmm(wide, step, wide, beta=3.4445)
+    return wide if matrices.shape[1] <= matrices.shape[2] else wide.mT
 
 
 def make_optimizers(network: nn.Module, settings: Mapping) -> list[torch.optim.Optimizer]:
@@ -93,9 +101,9 @@ def mean_of_weights(network: nn.Module, decay: float) -> AveragedModel:
     so that the fresh weights are soon forgotten.
     """
 
-    def updated(mean: Tensor, weights: Tensor, steps: Tensor) -> Tensor:
-        return mean.lerp(weights, torch.clamp(4 / (steps + 4), min=1 - decay))
+    def update(means: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
+        torch._foreach_lerp_(means, weights, max(4 / (int(averaged.n_averaged) + 4), 1 - decay))
 
-    averaged = AveragedModel(network, avg_fn=updated)
+    averaged = AveragedModel(network, multi_avg_fn=update)
     averaged.update_parameters(network)  # the first update copies
     return averaged.requires_grad_(False)
