@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from func.reports.case_figure import Scans, draw_figure, save_figure
+from func.reports.figures import white_of
 from func.scans.nifti import image_of
 
 
@@ -40,6 +41,16 @@ def test_left_is_left_and_up_is_up(tmp_path, axes):
     leftwards = {column: panel[:, :20].mean() - panel[:, 20:].mean() for column, panel in middle.items()}
     assert min(upwards.values()) > 2
     assert leftwards["coronal"] > 2 and leftwards["axial"] > 2 and leftwards["sagittal"] < -2
+    letters = re.findall(r">([LRPA])</text>", (tmp_path / "x.svg").read_text())
+    assert letters[:8] == [*"PALRLR", *"LR"]  # sagittal, coronal, axial, and the zoom into the coronal plane
+
+
+def test_the_brain_is_bright_whatever_the_scalp(small_head):
+    """As in a T1w of a whole head, whose fat is several times as bright as its white matter."""
+    t1 = small_head.t1.get_fdata(dtype=np.float32)
+    radius = np.linalg.norm(np.indices(t1.shape) - 23.5, axis=0)
+    shown = white_of(image_of(np.where((radius > 20) & (t1 == 0), 5 * t1.max(), t1), small_head.t1.affine))
+    assert np.percentile(t1[t1 > 0], 98) < shown < 1.2 * t1.max()
 
 
 def test_the_t2w_is_brought_into_the_frame_of_the_result(tmp_path, scans):

@@ -17,7 +17,16 @@ from nibabel.affines import apply_affine, voxel_sizes
 from PIL import Image
 from scipy import ndimage
 
-from func.reports.figures import BESIDE_MIDLINE, EDGE_COLOUR, PLANES, head_box, plane_points, sample, white_of
+from func.reports.figures import (
+    BESIDE_MIDLINE,
+    EDGE_COLOUR,
+    PLANES,
+    bright_of,
+    head_box,
+    plane_points,
+    sample,
+    white_of,
+)
 from func.scans.files import atomic
 from func.slices.geometry import AXIS_ACROSS
 
@@ -29,6 +38,7 @@ ROWS = {
     "uncertainty": "Uncertainty",
 }
 COLUMNS = (*PLANES, "zoom")
+SIDES = {"sagittal": "PA", "coronal": "LR", "axial": "LR"}  # of the head, left and right in a panel
 ZOOM = 44.0  # mm
 UNCERTAINTY_TOP = 0.25  # of the T2w's 99th percentile, drawn brightest: one scale for all cases, to compare them by
 
@@ -84,6 +94,9 @@ def draw_figure(name: str, scans: Scans) -> ElementTree.Element:
                 svg, "image", id=f"{row}-{column}", x=str(left + j * step), y=str(top + i * step),
                 width=str(_PIXELS), height=str(_PIXELS), href=panels[row, column],
             )  # fmt: skip
+            for x, letter in zip((4, _PIXELS - 14), SIDES[zoomed if column == "zoom" else column], strict=True):
+                where = {"x": str(left + j * step + x), "y": str(top + i * step + _PIXELS - 6)}
+                ElementTree.SubElement(svg, "text", **where, **label).text = letter
     x, y, side = (_PIXELS * share for share in box)
     ElementTree.SubElement(
         svg, "rect", id="zoomed", x=f"{left + COLUMNS.index(zoomed) * step + x:.1f}", y=f"{top + y:.1f}",
@@ -138,7 +151,7 @@ def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str, tuple[float,
         if scans.t1 and scans.overlay:
             panels["overlay", column] = _overlay(values["t1w"] / whites["t1w"], values["cubic"] / whites["cubic"])
         if scans.uncertainty:
-            top = UNCERTAINTY_TOP * white_of(scans.result, 99)
+            top = UNCERTAINTY_TOP * bright_of(scans.result, 99)
             panels["uncertainty", column] = _jpeg(values["uncertainty"], top, "inferno")
     across, up = (axis for axis in range(3) if axis != AXIS_ACROSS[zoomed])
     x, y, side = (middle - centre)[across] / width, (centre - middle)[up] / width, ZOOM / width
@@ -176,7 +189,7 @@ def _place_to_zoom(
     """
     side = max(3, round(ZOOM / width * _PIXELS))
     values, cubic = shown["reconstruction"], shown["cubic"]
-    head = ndimage.binary_fill_holes(values > 0.1 * white_of(scans.result))
+    head = ndimage.binary_fill_holes(values > 0.1 * bright_of(scans.result))
     measured = _seen_by(scans.t2, there, scans.to_t2)
     if scans.t1:
         measured &= _seen_by(scans.t1, there, scans.to_t1)

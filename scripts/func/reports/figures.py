@@ -29,6 +29,7 @@ CONVENTIONS = ("neurological", "radiological")
 DIFFERENCE_COLOURS = "RdBu_r"  # tells its two sides apart in all common kinds of colour blindness
 EDGE_COLOUR = "#FFB000"
 BESIDE_MIDLINE = np.array([5.0, 0, 0])  # mm: between the hemispheres there is little to see
+_AIR = 0.05  # of the brightest: what is darker is air
 _SPLINE_REACH = 8  # voxels: farther away, what a cubic spline is fitted to no longer matters
 
 Images = Mapping[str, nib.Nifti1Image]
@@ -45,7 +46,7 @@ def three_planes(
     Args:
         images: title to image; the first one sets the field of view.
         centre: the point in world mm through which the planes go; by default beside the middle of the first one's head.
-        window: intensities shown black and white; by default 0 and each image's 99.5th percentile.
+        window: intensities shown black and white; by default 0 and what is bright in the middle of each image's head.
         convention: neurological or radiological.
     """
     view = _View(next(iter(images.values())), centre, None, convention)
@@ -100,7 +101,7 @@ def edges(
     for panel, plane in zip(axes[0], PLANES, strict=True):
         view.show(panel, scan, plane, _window(scan))
         outline = gaussian_filter(view.sample(other, plane, order=1), 1.0 / view.step)
-        levels = _window(other)[1] * np.array([0.15, 0.55])
+        levels = bright_of(other) * np.array([0.15, 0.55])
         panel.contour(outline, levels=levels, colors=EDGE_COLOUR, linewidths=0.7, extent=view.extent(plane))
     _name_columns(axes[0], PLANES)
     return figure
@@ -119,7 +120,7 @@ def differences(
         images: title to image, on the truth's grid.
         truth: what they should be.
         centre: the point in world mm through which the planes go; by default beside the middle of the head.
-        limit: the difference drawn in full colour; by default a quarter of the truth's 99.5th percentile.
+        limit: the difference drawn in full colour; by default a quarter of what is white in the truth.
         convention: neurological or radiological.
 
     Raises:
@@ -219,22 +220,45 @@ def sample(image: nib.Nifti1Image, points: np.ndarray, order: int, to_image: np.
     return map_coordinates(part, (index - low).T, order=order, mode="grid-constant").reshape(points.shape[:-1])
 
 
-def white_of(image: nib.Nifti1Image, percentile: float = 99.5) -> float:
-    """The intensity shown white: a percentile of what is brighter than zero; 1 where nothing is."""
+def bright_of(image: nib.Nifti1Image, percentile: float = 99.5) -> float:
+    """A percentile of what is brighter than zero; 1 where nothing is."""
     array = array_of(image).ravel()
-    array = array[:: max(1, array.size // 500_000)]
+    return _percentile(array[:: max(1, array.size // 500_000)], percentile) or 1.0
+
+
+def white_of(image: nib.Nifti1Image) -> float:
+    """The intensity shown white: the 99.5th percentile in the middle of the head.
+
+    There is the brain; the fat of the scalp is so bright in a T1w that it would leave the brain dark.
+    """
+    coarse = array_of(_coarse(image))
+    head = np.argwhere(coarse > _AIR * bright_of(image))
+    if not len(head):
+        return bright_of(image)
+    low, high = head.min(axis=0), head.max(axis=0)
+    middle = tuple(map(slice, low + (high - low) // 4, high - (high - low) // 4 + 1))
+    return _percentile(coarse[middle], 99.5) or bright_of(image)
+
+
+def _percentile(array: np.ndarray, percentile: float) -> float:
+    """Of what is brighter than zero; 0 where nothing is."""
     bright = array[array > 0]
-    return float(np.percentile(bright, percentile)) if bright.size else 1.0
+    return float(np.percentile(bright, percentile)) if bright.size else 0.0
 
 
 def head_box(image: nib.Nifti1Image, margin: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest world coordinates of the head in an image, mm, with a margin; of the whole image if empty."""
-    coarse = image.slicer[tuple(slice(None, None, max(1, length // 96)) for length in image.shape)]
-    inside = np.argwhere(array_of(coarse) > 0.05 * white_of(image))
+    coarse = _coarse(image)
+    inside = np.argwhere(array_of(coarse) > _AIR * bright_of(image))
     if not len(inside):
         inside = np.argwhere(np.ones(coarse.shape, bool))
     world = nib.affines.apply_affine(coarse.affine, inside)
     return world.min(axis=0) - margin, world.max(axis=0) + margin
+
+
+def _coarse(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Every second, third ... voxel of a large image, so that some 96 are left along each axis."""
+    return image.slicer[tuple(slice(None, None, max(1, length // 96)) for length in image.shape)]
 
 
 def _axes_of(plane: str) -> tuple[int, int]:
@@ -243,7 +267,7 @@ def _axes_of(plane: str) -> tuple[int, int]:
 
 
 def _window(image: nib.Nifti1Image) -> tuple[float, float]:
-    """Black at zero, white at the 99.5th percentile of what is brighter; a scan with much below zero starts there."""
+    """Black at zero, white as :func:`white_of` has it; a scan with much below zero starts there."""
     high, low = white_of(image), float(np.percentile(array_of(image)[::2, ::2, ::2], 0.5))
     return (low if low < -0.1 * high else 0.0), high
 
