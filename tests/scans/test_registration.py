@@ -202,6 +202,17 @@ def test_a_brain_fits_its_own_whole_head_through_noise(extracted):
     assert mean_displacement(registration.matrix, np.eye(4), np.array(list(np.ndindex(2, 2, 2))) * 60 - 30) < 1
 
 
+def test_a_coil_near_one_side_makes_no_contrast(newborn):
+    """The T1w five times as bright on the left as on the right, the T2w five times as bright in front as behind."""
+    t1, t2 = newborn.t1.get_fdata(dtype=np.float32), newborn.stack.get_fdata(dtype=np.float32)
+    t1 *= np.geomspace(1, 5, t1.shape[0], dtype=np.float32)[:, None, None]
+    t2 *= np.geomspace(5, 1, t2.shape[1], dtype=np.float32)[None, :, None]
+    shaded = nib.Nifti1Image(t1, newborn.t1.affine), nib.Nifti1Image(t2, newborn.stack.affine)
+    registration = register_rigid(*shaded, start=motion((4, -6, 5), (5, -4, 6)))
+    assert mean_displacement(registration.matrix, np.eye(4), newborn.points) < 0.3
+    assert registration.verdict != "failed"
+
+
 def test_too_few_slices_are_refused(newborn):
     image = nib.Nifti1Image(np.asarray(newborn.t1.dataobj)[:, :, 40:42], newborn.t1.affine)
     with pytest.raises(BabyAIError, match="too little"):

@@ -34,11 +34,14 @@ _HEAD_RADIUS = 50.0
 _THICK = 1.5
 # Samples, by resolution in mm, beyond which the similarity gains nothing in precision.
 _MOST_SAMPLES = {8: 3_000, 4: 20_000, 2: 40_000, 1: 40_000}
+_MARGIN = 8.0  # mm around the head that are sampled too, so that its outline counts
+# Standard deviation of the smoothing that leaves nothing but a coil's shading, and how finely that is known, mm.
+_SHADING, _SHADING_STEP = 25.0, 4.0
 # Measured with scripts/tools/check_same_head.py (docs/same_head.md).
 RIGHT, UNSURE, FAILED = "right", "unsure", "failed"
 LEAST_SIMILARITY, LEAST_OVERLAP = 0.02, 0.5
-LEAST_SHARPNESS, SHARP, VERY_SHARP = 0.08, 0.2, 0.28
-LITTLE_MIRRORED, MOST_MIRRORED = 0.92, 1.06
+LEAST_SHARPNESS, SHARP, VERY_SHARP = 0.08, 0.2, 0.32
+LITTLE_MIRRORED, LESS_MIRRORED, MOST_MIRRORED = 0.9, 0.97, 1.06
 # A count blurs over the neighbouring bins (Parzen), so that few samples make a smooth histogram.
 _WINDOW = np.exp(-(np.subtract.outer(np.arange(_BINS), np.arange(_BINS)) ** 2) / (2 * 0.7**2))
 _WINDOW[_WINDOW < 1e-4] = 0
@@ -72,8 +75,8 @@ class Registration:
     def verdict(self) -> str:
         """``right``, ``failed``, or between the two ``unsure``.
 
-        Right is a sharp peak that fits clearly better than its mirror image; or a very sharp one that fits better at
-        all, since some heads are nearly symmetric.
+        Right is a sharp peak that fits clearly better than its mirror image; or a very sharp one that fits a little
+        better, since some heads are nearly symmetric.
         """
         if (
             self.similarity < LEAST_SIMILARITY
@@ -82,9 +85,9 @@ class Registration:
             or self.overlap < LEAST_OVERLAP
         ):
             return FAILED
-        if self.sharpness > (SHARP if self.mirrored < LITTLE_MIRRORED else VERY_SHARP) and self.mirrored < 1:
-            return RIGHT
-        return UNSURE
+        sharp = self.sharpness > SHARP and self.mirrored < LITTLE_MIRRORED
+        very_sharp = self.sharpness > VERY_SHARP and self.mirrored < LESS_MIRRORED
+        return RIGHT if sharp or very_sharp else UNSURE
 
     def to_sidecar(self) -> dict[str, float | str]:
         """Verdict and measures, for a JSON sidecar."""
@@ -152,16 +155,18 @@ class _Pair:
     """
 
     def __init__(self, fixed: nib.Nifti1Image, moving: nib.Nifti1Image, scaled: bool = False) -> None:
-        self.reference, self.floating = _prepared(fixed), _prepared(moving)
+        self.reference, self.floating = _prepared(fixed, scaled), _prepared(moving, scaled)
         self.swapped = _is_better_reference(self.floating, self.reference)
         if self.swapped:
             self.reference, self.floating = self.floating, self.reference
+        # A brain's outline is none in a whole head, and would be drawn to the head's.
+        margin = 0.0 if _is_extracted(self.reference) and not _is_extracted(self.floating) else _MARGIN
         with ThreadPoolExecutor(2) as pool:  # SciPy lets go of Python's lock
             references = pool.submit(_pyramid, self.reference)
             floatings = _pyramid(_padded(_at_spacing(self.floating, 1)))
             references = references.result()
         self.levels = {
-            spacing: _Level(references[spacing], floatings[spacing], most, scaled)
+            spacing: _Level(references[spacing], floatings[spacing], most, margin, scaled)
             for spacing, most in _MOST_SAMPLES.items()
         }
 
@@ -189,17 +194,47 @@ class _Pair:
         return level.similarity(level.align(best))
 
 
-def _prepared(image: nib.Nifti1Image) -> _Volume:
-    """Intensities from 0, without the few brightest voxels, which would leave the others few histogram bins."""
+def _prepared(image: nib.Nifti1Image, scaled: bool = False) -> _Volume:
+    """Intensities from 0, without the few brightest voxels, which would leave the others few bins; evenly lit.
+
+    Not where heads of other sizes are laid upon each other, which have little but their broad contrast in common.
+    """
     array = np.asarray(image.dataobj, dtype=np.float32)
     array = array - min(float(array.min()), 0.0)
     if min(array.shape) < 4 or not array.any():
         raise BabyAIError(f"{name_of(image)} shows too little to be registered; check the scan.")
+    if not scaled:
+        array = _evenly_lit(array, voxel_sizes(image.affine))
     return _Volume(np.minimum(array, np.percentile(array[array > 0], 99.5)), np.asarray(image.affine, float))
+
+
+def _evenly_lit(array: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The array over the mean of the head within some 5 cm, so that a coil near one side makes no contrast.
+
+    Args:
+        sizes: of its voxels, mm.
+    """
+    steps = np.maximum(1, np.rint(_SHADING_STEP / sizes)).astype(int)
+    coarse = array[tuple(slice(None, None, step) for step in steps)]
+    inside = _foreground(coarse).astype(np.float32)
+    sigma = _SHADING / (sizes * steps)
+    mean = ndimage.gaussian_filter(coarse * inside, sigma) / np.maximum(ndimage.gaussian_filter(inside, sigma), 1e-3)
+    shading = np.clip(mean / np.median(mean[inside > 0]), 0.2, 5)
+    for axis, (length, step) in enumerate(zip(array.shape, steps, strict=True)):
+        knots = np.eye(shading.shape[axis], dtype=np.float32)
+        weights = np.array([np.interp(np.arange(length) / step, np.arange(len(knots)), knot) for knot in knots])
+        shading = np.moveaxis(np.tensordot(weights.astype(np.float32), shading, (0, axis)), 0, axis)
+    return array / shading
 
 
 def _foreground(array: np.ndarray) -> np.ndarray:
     return array > 0.1 * np.percentile(array[array > 0], 98)
+
+
+def _is_extracted(volume: _Volume) -> bool:
+    """Whether what surrounds the head is exactly 0, as around a brain that was extracted."""
+    around = _head(volume, _MARGIN) & ~_foreground(volume.array)
+    return bool(around.any()) and float(np.mean(volume.array[around] == 0)) > 0.6
 
 
 def _is_better_reference(volume: _Volume, other: _Volume) -> bool:
@@ -245,8 +280,10 @@ def _pyramid(volume: _Volume) -> dict[int, _Volume]:
     return volumes
 
 
-def _head(volume: _Volume, margin: float = 8.0) -> np.ndarray:
-    """The head and ``margin`` mm of what surrounds it, so that its outline counts."""
+def _head(volume: _Volume, margin: float) -> np.ndarray:
+    """The head and ``margin`` mm of what surrounds it."""
+    if not margin:
+        return _foreground(volume.array)
     distance = ndimage.distance_transform_edt(~_foreground(volume.array), sampling=voxel_sizes(volume.affine))
     return distance <= margin
 
@@ -265,11 +302,11 @@ class _Level:
     volume's.
     """
 
-    def __init__(self, reference: _Volume, floating: _Volume, most_samples: int, scaled: bool) -> None:
+    def __init__(self, reference: _Volume, floating: _Volume, most_samples: int, margin: float, scaled: bool) -> None:
         self._parameters = 7 if scaled else 6
         self._first_step = float(voxel_sizes(floating.affine).max()) / 2  # mm
         self.center, self.floating_center = _center(reference), _center(floating)
-        samples = _samples(reference, most_samples)
+        samples = _samples(reference, most_samples, margin)
         values = ndimage.map_coordinates(reference.array, samples.T, order=1, mode="nearest")
         self._points = apply_affine(reference.affine, samples)
         # Whole bins for the reference; the floating volume's values are shared out between two.
@@ -294,8 +331,8 @@ class _Level:
         kept = np.mean([self.similarity(matrix @ motion) for motion in self._motions(steps)])
         return float(1 - kept / self.similarity(matrix))
 
-    def best(self, matrices: list[np.ndarray], count: int) -> list[np.ndarray]:
-        """The ``count`` matrices of greatest similarity, the greatest first."""
+    def best(self, matrices: list[np.ndarray], count: int | None = None) -> list[np.ndarray]:
+        """The ``count`` matrices of greatest similarity, or all, the greatest first."""
         return sorted(matrices, key=self.similarity, reverse=True)[:count]
 
     def align(self, matrix: np.ndarray, steps: int = 50) -> np.ndarray:
@@ -359,14 +396,14 @@ class _Level:
         return max(float((joint * gain).sum()), 1e-9), max(float(entropy), 1e-6), gain, codes
 
 
-def _samples(reference: _Volume, most: int) -> np.ndarray:
+def _samples(reference: _Volume, most: int, margin: float) -> np.ndarray:
     """At most so many positions in and around the reference's head, voxels, shape (N, 3).
 
     Each lies anywhere within its voxel, but on its slice: were all of them on the grid, those motions would be favoured
     that lay the two grids upon each other, since there interpolation does not blur.
     """
     random = np.random.default_rng(0)
-    voxels = np.argwhere(_head(reference))
+    voxels = np.argwhere(_head(reference, margin))
     if len(voxels) > most:
         voxels = voxels[random.choice(len(voxels), most, replace=False)]
     sizes = voxel_sizes(reference.affine)
@@ -406,13 +443,15 @@ def _orientations() -> list[np.ndarray]:
 
 
 def _search(levels: dict[int, _Level]) -> np.ndarray:
-    """The best of many starts: the likeliest are followed at 8 mm, the best few of those to the end, then at 4 mm."""
+    """The best of many starts: the likeliest are followed at 8 mm for a few steps, those that are most similar at 4 mm
+    to the end, and the best few of those at 4 mm."""
     coarse, fine = levels[8], levels[4]
     center, target = coarse.center, coarse.floating_center
     turned = [nib.affines.from_matvec(turn, target - turn @ center) for turn in _orientations()]
     starts = [np.eye(4), nib.affines.from_matvec(np.eye(3), target - center), *coarse.best(turned, 16)]
-    begun = coarse.best([coarse.align(start, steps=10) for start in starts], 6)
-    found = _distinct(fine.best([coarse.align(matrix) for matrix in begun], 6), center)
+    # At 8 mm a brain in a whole head, or a head without its fat, often fits elsewhere better than where it belongs.
+    begun = _distinct(fine.best([coarse.align(start, steps=10) for start in starts]), center)[:6]
+    found = _distinct(fine.best([*begun, *(coarse.align(matrix) for matrix in begun)]), center)
     best, *others = found[:4]
     best = fine.align(best)
     for other in others:
