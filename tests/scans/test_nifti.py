@@ -163,6 +163,15 @@ class TestReading:
         np.testing.assert_array_equal(read[~head], air)
         assert "taken for air" in capsys.readouterr().err
 
+    def test_a_few_nan_within_the_head_are_filled(self, tmp_path, capsys):
+        """With what lies beside them; a hole there would be taken for dark tissue."""
+        array = np.pad(np.full((14, 14, 14), 700.0), 4, constant_values=np.nan)
+        array[8:10, 8:10, 8:10] = np.nan
+        array[5, 4:-4, 4:-4] = 500
+        volume = read_volume(written(tmp_path / "scan.nii.gz", array)).get_fdata()
+        assert np.all(volume[8:10, 8:10, 8:10] == 700) and volume[0, 0, 0] == 0
+        assert "the 8 within the head" in capsys.readouterr().err
+
     @pytest.mark.parametrize("kind", ["lesion", "speckle", "everything"])
     def test_nan_within_the_head_is_refused(self, tmp_path, kind):
         array = some_array((20, 22, 24))

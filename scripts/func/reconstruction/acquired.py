@@ -199,9 +199,14 @@ class AcquiredCase(WorkingCase):
         self.coverage = _coverage(case.t1, self._grid.shape, np.linalg.inv(registration.matrix) @ self.affine)
         bright = self.t2 > HEAD * zero_based_scale(self.t2).high
         if self.coverage is not None and (missed := 1 - self.coverage[bright].mean()) > _MISSED:
+            beyond = (
+                "there the result is the slices' cubic interpolation"
+                if self.frame is None
+                else "the result has the T1w's, and --space t2 the T2w's"
+            )
             warn(
                 f"The field of view of {name_of(case.t1)} leaves out {missed:.0%} of what {name_of(case.t2)} shows; "
-                "there the result is the slices' cubic interpolation."
+                f"{beyond}."
             )
         self.report["Registration"] = {
             "T1wToT2w": np.round(registration.matrix, 8).tolist(),

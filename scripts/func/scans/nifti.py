@@ -183,7 +183,7 @@ def _check_end(path: Path, stream: gzip.GzipFile) -> None:
 
 
 def _grey_values(path: Path, array: np.ndarray) -> np.ndarray:
-    """The values of a scan, with air for NaN and infinity outside the head.
+    """The values of a scan, with air for NaN and infinity outside the head, and the nearest value for a few within.
 
     Raises:
         BabyAIError: some are not finite within the head, or all are the same.
@@ -197,8 +197,14 @@ def _grey_values(path: Path, array: np.ndarray) -> np.ndarray:
             raise BabyAIError(
                 f"{path} holds NaN or infinite values within the head; replace them, e.g. with fslmaths -nan."
             )
-        warn(f"{path} holds NaN or infinite values in {1 - finite.mean():.0%} of its voxels; they are taken for air.")
-        array = np.where(finite, array, min(0, array[finite].min()))
+        within = ndimage.binary_fill_holes(finite) & ~finite
+        missing, taken = f"{path} holds NaN or infinite values in {1 - finite.mean():.0%} of its voxels", "air"
+        air = min(0, array[finite].min())
+        nearest = ndimage.distance_transform_edt(~finite, return_distances=False, return_indices=True)
+        array = np.where(finite, array, np.where(within, array[tuple(nearest)], air))
+        if within.any():
+            taken = f"air, and the {within.sum()} within the head for what lies beside them"
+        warn(f"{missing}; they are taken for {taken}.")
     low, high = float(array.min()), float(array.max())
     if low == high:
         fault = "is zero everywhere" if low == 0 else f"has the same value ({low:g}) everywhere"
