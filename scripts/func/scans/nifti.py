@@ -198,13 +198,14 @@ def _grey_values(path: Path, array: np.ndarray) -> np.ndarray:
                 f"{path} holds NaN or infinite values within the head; replace them, e.g. with fslmaths -nan."
             )
         within = ndimage.binary_fill_holes(finite) & ~finite
-        missing, taken = f"{path} holds NaN or infinite values in {1 - finite.mean():.0%} of its voxels", "air"
         air = min(0, array[finite].min())
         nearest = ndimage.distance_transform_edt(~finite, return_distances=False, return_indices=True)
         array = np.where(finite, array, np.where(within, array[tuple(nearest)], air))
-        if within.any():
-            taken = f"air, and the {within.sum()} within the head for what lies beside them"
-        warn(f"{missing}; they are taken for {taken}.")
+        filled = f", and the {within.sum()} within the head for what lies beside them" if within.any() else ""
+        warn(
+            f"{path} holds NaN or infinite values in {1 - finite.mean():.0%} of its voxels; they are taken for "
+            f"air{filled}."
+        )
     low, high = float(array.min()), float(array.max())
     if low == high:
         fault = "is zero everywhere" if low == 0 else f"has the same value ({low:g}) everywhere"
