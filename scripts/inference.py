@@ -18,11 +18,21 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from func.commands import Tally, add_overwrite, add_t1w_filter, importing, positive, run_to_the_end, script_parser
+from func.commands import (
+    Tally,
+    add_overwrite,
+    add_t1w_filter,
+    importing,
+    positive,
+    processors,
+    run_to_the_end,
+    script_parser,
+)
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
@@ -108,9 +118,12 @@ def made_with(pair: Pair, weights: Path, arguments: argparse.Namespace) -> dict:
 def reconstruct_pairs(
     todo: dict[Pair, Path], weights_path: Path, arguments: argparse.Namespace, tally: Tally, reporter
 ) -> None:
-    """Read each pair, reconstruct it, and write its result; files are read ahead and written behind."""
+    """Read each pair, reconstruct it, and write its result; files are read ahead and written behind.
+
+    The first raw scans are registered while torch is imported.
+    """
     check_writable(folder_of_results(arguments))
-    readings, stopwatch = read_ahead(todo, read_cases), Stopwatch(process_start())
+    readings, stopwatch = read_ahead(todo, partial(read, arguments=arguments)), Stopwatch(process_start())
     # Imported here, so that a wrong call is told without waiting for torch.
     with importing():
         from func.networks.devices import report_out_of_memory
@@ -147,9 +160,7 @@ def reconstruct_pairs(
             try:
                 case, *others = reading.result()
                 stopwatch.lap("Reading")
-                if raw:
-                    case, *others = (with_stated_slices(stack, arguments) for stack in (case, *others))
-                else:
+                if not raw:
                     check_grids(case, atlas=weights.recipe == "babyai")
                 with report_out_of_memory(pair.name):
                     if others:
@@ -164,6 +175,19 @@ def reconstruct_pairs(
                 failed(pair, error)
             scans.update()
             stopwatch = Stopwatch()
+
+
+def read(pair: Pair, arguments: argparse.Namespace) -> list[Case]:
+    """The stacks of a pair, each with its T1w; raw ones are registered to it.
+
+    Raises:
+        BabyAIError: one cannot be read, or shows too little to be registered.
+    """
+    cases = read_cases(pair)
+    if not arguments.space:
+        return list(cases)
+    with ThreadPoolExecutor(processors()) as pool:
+        return list(pool.map(lambda case: with_stated_slices(case, arguments).registered(), cases))
 
 
 def save_result(

@@ -18,6 +18,14 @@ def test_a_warning_is_shown_and_kept_by_the_innermost_block(capsys):
     assert shown.err.splitlines()[1:4] == ["WARNING first.", "WARNING second.", "WARNING third."] and shown.out == ""
 
 
+def test_a_block_shows_and_keeps_the_same_warning_once(capsys):
+    with collect_warnings() as collected:
+        for _ in range(2):
+            warn("this T1w is odd.")
+    assert collected == ["this T1w is odd."]
+    assert capsys.readouterr().err.splitlines() == ["WARNING this T1w is odd."]
+
+
 def test_threads_do_not_collect_each_others_warnings():
     with collect_warnings() as collected:
         thread = threading.Thread(target=warn, args=("another scan is odd.",))

@@ -19,11 +19,14 @@ class BabyAIError(Exception):
 def warn(sentence: str) -> None:
     """Show ``WARNING sentence`` on the console (standard error, above any progress bar).
 
-    For input that is odd but used all the same. A block of :func:`collect_warnings` also keeps the sentence.
+    For input that is odd but used all the same. A block of :func:`collect_warnings` also keeps the sentence, and shows
+    it once only, as of a T1w that serves several stacks.
     """
-    tqdm.write(f"WARNING {sentence}", file=sys.stderr)
     if (collected := _collected.get()) is not None:
+        if sentence in collected:
+            return
         collected.append(sentence)
+    tqdm.write(f"WARNING {sentence}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from func.scans.case import Case
+from func.scans.bids import Pair
+from func.scans.case import Case, read_cases
 from func.scans.intensity import level_of
 from func.scans.nifti import array_of, image_of
 from func.slices.geometry import SliceGeometry, acquire, upsample
@@ -39,7 +40,8 @@ def test_a_scan_whose_air_is_not_0_gives_the_same_result_in_its_own_units(scans,
     plain = reconstruct(t1, t2, weights_of(Unchanged()), sidecar=sidecar)
     changed = image_of(change(array_of(t2).astype(np.float64)), t2.affine)
     case = Case.of(image_of(change(array_of(t1).astype(np.float64)), t1.affine), changed, sidecar)
-    assert len(case.warnings) == 2 and "do not start at 0" in capsys.readouterr().err
+    assert case.warnings and all("do not start at 0" in sentence for sentence in case.warnings)
+    assert "do not start at 0" in capsys.readouterr().err
     result = reconstruct(case.t1, case.t2, weights_of(Unchanged()), sidecar=sidecar)
     in_file_units = array_of(case.in_file_units(result.image))
     scale = np.ptp(array_of(changed)) / np.ptp(array_of(t2))
@@ -81,3 +83,24 @@ def test_a_few_far_too_bright_voxels_are_mended_and_told(small_head, capsys):
     untouched = np.ones(array.shape, bool)
     untouched[tuple(np.array(places).T)] = False
     np.testing.assert_array_equal(mended[untouched], truth[untouched])
+
+
+def test_a_t1w_that_serves_several_stacks_is_read_and_told_of_once(tmp_path, small_head, capsys):
+    paths = [tmp_path / f"sub-01_{name}.nii.gz" for name in ("T1w", "run-1_T2w", "run-2_T2w")]
+    for path, image in zip(paths, (small_head.t1, small_head.t2, small_head.t2), strict=True):
+        array = array_of(image) + (100 * array_of(image).max() if image is small_head.t1 else 0)
+        nib.save(image_of(array, image.affine), path)
+    t1, first, second = paths
+    one, other = read_cases(Pair("sub-01", t1, first, "sub-01_T2w", others=(second,)))
+    assert one.t1 is other.t1
+    assert len(one.warnings) == 1 and str(t1) in one.warnings[0] and not other.warnings
+    assert capsys.readouterr().err.count(str(t1)) == 1
+
+
+def test_a_registered_case_holds_what_lays_its_t1w_upon_its_t2w(small_head):
+    shift = np.eye(4)
+    shift[:3, 3] = (4, -3, 2)
+    moved = image_of(array_of(small_head.t2), shift @ small_head.t2.affine)
+    found = Case.of(small_head.t1, moved).registered().registration.matrix
+    assert np.abs(found - shift).max() < 0.4
+    assert Case.of(None, moved).registered().registration is None

@@ -183,7 +183,7 @@ class AcquiredCase(WorkingCase):
 
     def _register(self, case: Case, min_similarity: float | None) -> None:
         """Bring the T1w onto the working grid."""
-        registration = register_rigid(case.t1, case.t2)
+        registration = case.registration or register_rigid(case.t1, case.t2)
         check_same_head(registration, case.t1, case.t2, min_similarity)
         self.t1 = resample(case.t1, self._grid.shape, self.affine, np.linalg.inv(registration.matrix))
         scaled = (zero_based_scale(scan).apply(scan) for scan in (self.t1, self.slices))

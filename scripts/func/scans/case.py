@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +24,9 @@ from func.scans.nifti import (
     name_of,
 )
 
+if TYPE_CHECKING:
+    from func.scans.registration import Registration
+
 _RIM = 3.0  # mm around a mask, in-plane
 _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
 _THICK_T1 = 2.0  # mm
@@ -38,6 +42,7 @@ class Case:
         sidecar: the BIDS entries of the T2w's JSON file.
         level: the intensity of air in the T2w's file and of the darkest tissue above it, taken off here.
         warnings: what was odd about the files, a sentence each.
+        registration: of T1w and T2w as acquired; None where it has not been looked for.
     """
 
     t1: nib.Nifti1Image | None
@@ -45,6 +50,7 @@ class Case:
     sidecar: dict = field(default_factory=dict)
     level: Level = FROM_ZERO
     warnings: tuple[str, ...] = ()
+    registration: Registration | None = None
 
     @classmethod
     def of(cls, t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, sidecar: dict | None = None) -> Case:
@@ -52,6 +58,16 @@ class Case:
         with collect_warnings() as warnings:
             t1, (t2, level) = t1 and _cleaned(t1)[0], _cleaned(t2)
         return cls(t1, t2, sidecar or {}, level, tuple(warnings))
+
+    def registered(self) -> Case:
+        """The case with its T1w registered to its T2w, if it has one.
+
+        Raises:
+            BabyAIError: as :func:`func.scans.registration.register_rigid`.
+        """
+        from func.scans.registration import register_rigid  # which takes a while to import
+
+        return replace(self, registration=register_rigid(self.t1, self.t2)) if self.t1 else self
 
     def in_file_units(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
         """A result in the intensities of the T2w's file."""
@@ -64,10 +80,7 @@ def read_case(pair: Pair) -> Case:
     Raises:
         BabyAIError: one of the three cannot be read.
     """
-    with collect_warnings() as warnings:
-        t1 = read_scan(pair.t1)[0] if pair.t1 else None
-        case = Case.of(t1, *read_scan(pair.t2))
-    return Case(case.t1, case.t2, case.sidecar, case.level, (*warnings, *case.warnings))
+    return read_cases(replace(pair, others=(), masks=()))[0]
 
 
 def read_cases(pair: Pair) -> tuple[Case, ...]:
@@ -76,8 +89,15 @@ def read_cases(pair: Pair) -> tuple[Case, ...]:
     Raises:
         BabyAIError: one of the files cannot be read, or a mask is not on its stack's grid.
     """
-    stacks = [replace(pair, t2=t2, others=(), masks=()) for t2 in pair.stacks]
-    cases = [read_case(stack) for stack in stacks]
+    with collect_warnings() as warnings:
+        t1 = _cleaned(read_scan(pair.t1)[0])[0] if pair.t1 else None
+    cases = []
+    for path in pair.stacks:
+        with collect_warnings() as found:
+            t2, sidecar = read_scan(path)
+            t2, level = _cleaned(t2)
+        # What was odd about the T1w is told once.
+        cases.append(Case(t1, t2, sidecar, level, tuple(found) if cases else (*warnings, *found)))
     if pair.masks:
         cases = [replace(case, t2=_masked(case.t2, mask)) for case, mask in zip(cases, pair.masks, strict=True)]
     return tuple(cases)
