@@ -11,7 +11,6 @@ from scipy import ndimage
 
 from func.commands import processors
 
-
 _AIR = 0.005  # of the 99th percentile: what is fainter is no head
 
 
