@@ -91,7 +91,7 @@ def test_negative_values_are_kept_where_the_scan_has_them():
 
 
 @pytest.mark.parametrize("threads", ["1", "4"])
-def test_threads_and_leaving_air_out_change_nothing(brain, monkeypatch, threads):
+def test_threads_change_nothing_and_air_is_linear(brain, monkeypatch, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     axes = Rotation.from_euler("xyz", (25, -10, 15), degrees=True).as_matrix() @ np.diag([1, -1.1, 2.5])
     affine = from_matvec(axes, apply_affine(brain.affine, [32, 36, 32]) - axes @ [34, 30, 14])
@@ -99,8 +99,10 @@ def test_threads_and_leaving_air_out_change_nothing(brain, monkeypatch, threads)
     voxels = apply_affine(to_voxels, np.moveaxis(np.indices((68, 60, 28)), 0, -1))
     inside = ((voxels >= -0.5) & (voxels <= np.array(array.shape) - 0.5)).all(axis=-1)
     places = np.moveaxis(np.clip(voxels, 0, np.array(array.shape) - 1), -1, 0)
-    expected = np.maximum(ndimage.map_coordinates(array, places, order=3, mode="mirror"), 0)
-    expected *= inside & (ndimage.map_coordinates(array, places, order=1, mode="mirror") > 0)
-    result = resample(brain, (68, 60, 28), affine)
-    assert expected.max() > 100
-    np.testing.assert_allclose(result, expected, atol=1e-3 * expected.max())
+    cubic, linear = (inside * ndimage.map_coordinates(array, places, order=order, mode="mirror") for order in (3, 1))
+    cubic, result = np.maximum(cubic, 0), resample(brain, (68, 60, 28), affine)
+    head, tolerance = linear > 0.01 * cubic.max(), 1e-3 * cubic.max()
+    assert cubic.max() > 100 and head.any()
+    np.testing.assert_allclose(result[head], cubic[head], atol=tolerance)
+    missed = np.minimum(np.abs(result - cubic), np.abs(result - linear))
+    assert missed[~head].max() < tolerance and not result[linear == 0].any()
