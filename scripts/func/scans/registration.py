@@ -126,7 +126,10 @@ def register_rigid(
     """
     pair = _Pair(fixed, moving, scaled)
     levels = pair.levels
-    matrix = _search(levels, surely=pair.outlined) if start is None else levels[4].align(pair.turned(np.asarray(start, float)))
+    if start is None:
+        matrix = _search(levels, surely=pair.outlined)
+    else:
+        matrix = levels[4].align(pair.turned(np.asarray(start, float)))
     # The slice profile is left out: it blurs alike to both sides, and seeing the floating volume through it gained
     # nothing (0.12 mm off either way, with 6 mm slices of a real infant).
     matrix = levels[1].align(levels[2].align(matrix))
