@@ -492,6 +492,8 @@ def check_outputs(parser: argparse.ArgumentParser, inputs: list[Path | None], ou
     """Exit with code 2 where a file to be written is no NIfTI file, or it or its sidecar would replace another."""
     taken = {(path.resolve().parent, stem_of(path)): "an input" for path in inputs if path}
     for path in filter(None, outputs):
+        if path.is_dir():
+            parser.error(f"{path} is a folder; give a file in it, as {path / 'sub-01_desc-isotropic_T2w.nii.gz'}")
         if not path.name.endswith((".nii", ".nii.gz")):
             parser.error(f"{path} must end in .nii.gz or .nii")
         key = path.resolve().parent, stem_of(path)

@@ -199,6 +199,7 @@ def test_slurm_does_not_decide_what_is_done(data, infer, monkeypatch, task):
         (["--space", "t1", "--residual-map", "r.nii"], "one raw infant"),
         (["--space", "t1", "--weights", "babyai"], "atlas grid"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.img"], "must end in"),
+        (["--t1", "a.nii", "--t2", "b.nii", "--output", "."], "is a folder; give a file in it"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "./b.nii"], "overwrite an input"),
         (["--t1", "a.nii", "--t2", "b.nii.gz", "--output", "b.nii"], "JSON sidecar would overwrite an input"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--residual-map", "c.nii"], "another output"),

@@ -90,8 +90,8 @@ def hold_out_slices(case: Case, reconstruct: Callable[[Case], Reconstruction]) -
     axis, thickness, spacing = stack_geometry(case.t2, case.sidecar)
     if case.t2.shape[axis] < FEWEST_SLICES:
         raise BabyAIError(
-            f"{name_of(case.t2)} has {case.t2.shape[axis]} slices; to take every second one away and predict it, "
-            f"{FEWEST_SLICES} are needed."
+            f"{name_of(case.t2)} has {case.t2.shape[axis]} of the {FEWEST_SLICES} slices that are needed to take every "
+            "second one away and predict it."
         )
     kept, taken = every_second(case.t2, axis)
     stated = {
@@ -121,7 +121,10 @@ def every_second(t2: nib.Nifti1Image, axis: int) -> tuple[nib.Nifti1Image, nib.N
     """The first, third, fifth ... slice of a stack, and those between them, each where it lies in the world."""
     last_kept = (t2.shape[axis] - 1) // 2 * 2
     every_other = slice(0, None, 2), slice(1, last_kept, 2)
-    return tuple(t2.slicer[tuple(part if a == axis else slice(None) for a in range(3))] for part in every_other)
+    parts = tuple(t2.slicer[tuple(part if a == axis else slice(None) for a in range(3))] for part in every_other)
+    for part in parts:  # for messages
+        part.file_map["image"].filename = t2.get_filename()
+    return parts
 
 
 def draw_held_out(path: Path, held_out: HeldOut) -> None:

@@ -35,6 +35,7 @@ _HEAD_RADIUS = 50.0
 _THICK = 1.5
 # Samples, by resolution in mm, beyond which the similarity gains nothing in precision.
 _MOST_SAMPLES = {8: 3_000, 4: 20_000, 2: 40_000, 1: 40_000}
+_FEWEST_PLANES = 4
 _MARGIN = 8.0  # mm around the head that are sampled too, so that its outline counts
 # Standard deviation of the smoothing that leaves nothing but a coil's shading, and how finely that is known, mm.
 _SHADING, _SHADING_STEP = 25.0, 4.0
@@ -206,8 +207,13 @@ def _prepared(image: nib.Nifti1Image, scaled: bool = False) -> _Volume:
     """
     array = np.asarray(image.dataobj, dtype=np.float32)
     array = array - min(float(array.min()), 0.0)
-    if min(array.shape) < 4 or not array.any():
-        raise BabyAIError(f"{name_of(image)} shows too little to be registered; check the scan.")
+    if min(array.shape) < _FEWEST_PLANES:
+        raise BabyAIError(
+            f"{name_of(image)} has {min(array.shape)} of the {_FEWEST_PLANES} slices that are needed to register it; "
+            "give a stack of more."
+        )
+    if not array.any():
+        raise BabyAIError(f"{name_of(image)} shows nothing that could be registered; check the scan.")
     if not scaled:
         array = _evenly_lit(array, voxel_sizes(image.affine))
     return _Volume(np.minimum(array, np.percentile(array[array > 0], 99.5)), np.asarray(image.affine, float))
