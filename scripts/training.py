@@ -178,7 +178,7 @@ def train(
     validate_every = settings["validate_every"] or steps_per_epoch
 
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
         torch.backends.cudnn.benchmark = True  # all batches have one shape
     torch.manual_seed(settings["seed"])
     network = trainable_network(settings).to(device)
