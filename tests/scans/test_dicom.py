@@ -8,7 +8,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
+from pydicom.sequence import Sequence
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
 
 from func.errors import BabyAIError, collect_warnings
 from func.scans.bids import Pair
@@ -216,3 +217,57 @@ def test_a_case_may_be_half_dicom(tmp_path):
     assert case.sidecar["SliceThickness"] == 4 and case.t2.shape == SHAPE
     np.testing.assert_array_equal(case.t1.dataobj, read_volume(pair.t1).dataobj)
     assert [is_dicom(path) for path in (pair.t1, pair.t2, next(pair.t2.iterdir()))] == [False, True, True]
+
+
+def write_enhanced(folder, axes, order):
+    """The same series as one file of the enhanced format, its frames in any order."""
+    array = voxels()
+    folder.mkdir(parents=True)
+    image, meta = Dataset(), FileMetaDataset()
+    meta.MediaStorageSOPClassUID = image.SOPClassUID = EnhancedMRImageStorage
+    meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta = meta
+    image.Modality, image.Manufacturer, image.MRAcquisitionType = "MR", "Philips", "2D"
+    image.ImageType = ["ORIGINAL", "PRIMARY", "T2", "NONE"]
+    image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", generate_uid()
+    image.SeriesNumber, image.InstanceNumber, image.SeriesDescription = 5, 1, "t2_tse"
+    image.Columns, image.Rows, image.NumberOfFrames = *SHAPE[:2], SHAPE[2]
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+
+    def group(**values):
+        item = Dataset()
+        for key, value in values.items():
+            setattr(item, key, value)
+        return Sequence([item])
+
+    shared = Dataset()
+    shared.PlaneOrientationSequence = group(ImageOrientationPatient=[*axes[:, 0], *axes[:, 1]])
+    shared.PixelMeasuresSequence = group(
+        PixelSpacing=[VOXEL[1], VOXEL[0]], SliceThickness=4, SpacingBetweenSlices=VOXEL[2]
+    )
+    shared.MREchoSequence = group(EffectiveEchoTime=90.0)
+    image.SharedFunctionalGroupsSequence = Sequence([shared])
+    frames = []
+    for k in order:
+        frame = Dataset()
+        frame.FrameContentSequence = group(DimensionIndexValues=[1, k + 1], StackID="1", InStackPositionNumber=k + 1)
+        frame.PlanePositionSequence = group(ImagePositionPatient=list(ORIGIN + axes[:, 2] * VOXEL[2] * k))
+        frames.append(frame)
+    image.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    image.PixelData = b"".join(np.ascontiguousarray(array[..., k].T.astype("<u2")).tobytes() for k in order)
+    for key in ("PatientName", "PatientID", "PatientBirthDate"):
+        setattr(image, key, PERSONAL[key])
+    image.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    return folder
+
+
+@pytest.mark.parametrize("order", [range(SHAPE[2]), [*range(0, SHAPE[2], 2), *range(1, SHAPE[2], 2)]])
+def test_one_file_of_many_frames(tmp_path, order):
+    """The enhanced format gives the same volume as a file for each slice, whatever the order of its frames."""
+    classic, _ = read_scan(write_series(tmp_path / "classic", axes=OBLIQUE))
+    enhanced, sidecar = read_scan(write_enhanced(tmp_path / "enhanced", OBLIQUE, order))
+    np.testing.assert_array_equal(enhanced.get_fdata(), classic.get_fdata())
+    np.testing.assert_allclose(enhanced.affine, classic.affine, atol=1e-3)
+    assert sidecar["SliceThickness"] == 4
