@@ -85,7 +85,7 @@ def kill() -> None:
 
 def stop_at(where: str, name: str, arguments: list[str]) -> None:
     """Put the fault in its place."""
-    read_header, save = nifti._read_header, nib.save
+    read_header, write = nifti._read_header, nifti._write
 
     def read_and_die(path, stream):
         header = read_header(path, stream)
@@ -93,8 +93,8 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
             kill()
         return header
 
-    def save_half_and_die(image, path):
-        save(image, path)
+    def write_half_and_die(path, image):
+        write(path, image)
         if name in path.name:
             os.truncate(path, path.stat().st_size // 2)
             kill()
@@ -114,7 +114,7 @@ def stop_at(where: str, name: str, arguments: list[str]) -> None:
     if where == "reading":
         nifti._read_header = read_and_die
     elif where == "writing":
-        nib.save = save_half_and_die
+        nifti._write = write_half_and_die
     sys.modules.update(stand_in_modules(reconstruct))
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import inference
 import stand_in
 from func.errors import BabyAIError
+from func.scans import nifti
 from func.scans.bids import find_pairs, result_path
 from func.scans.nifti import read_volume
 from stand_in import SHAPE, write_subject
@@ -106,14 +107,14 @@ def test_stopped(data, tmp_path, sent, code, assert_second_run_completes):
 
 
 def test_disk_full(data, tmp_path, in_process, monkeypatch, capsys, assert_second_run_completes):
-    save = nib.save
+    write = nifti._write
 
-    def full(image, path):
+    def full(path, image):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(nib, "save", lambda image, path: (full if "sub-02" in path.name else save)(image, path))
+        patched.setattr(nifti, "_write", lambda path, image: (full if "sub-02" in path.name else write)(path, image))
         assert in_process(data, tmp_path / "out") == 1
     assert "the disk is full" in capsys.readouterr().err
     assert_second_run_completes(data, tmp_path / "out", assert_whole(data, tmp_path / "out", 3))
