@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import from_matvec, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from scipy import ndimage
 
 from func.errors import BabyAIError, warn
@@ -277,13 +277,15 @@ class AcquiredCase(WorkingCase):
 def _coverage(t1: nib.Nifti1Image, shape: tuple[int, int, int], to_t1: np.ndarray) -> np.ndarray | None:
     """See :attr:`WorkingCase.coverage`; ``to_t1`` maps voxels of the working grid to the T1w's world."""
     to_voxels = np.linalg.inv(t1.affine) @ to_t1
+    last = np.array(t1.shape) - 0.5
+    corners = apply_affine(to_voxels, np.stack(np.meshgrid(*((0, n - 1) for n in shape)), axis=-1))
+    if ((corners >= -0.5) & (corners <= last)).all():
+        return None
     steps = np.ogrid[: shape[0], : shape[1], : shape[2]]
     inside = np.ones(shape, bool)
-    for axis, length in enumerate(t1.shape):
-        place = sum(to_voxels[axis, other] * steps[other] for other in range(3)) + to_voxels[axis, 3]
-        inside &= (place >= -0.5) & (place <= length - 0.5)
-    if inside.all():
-        return None
+    for axis, row in enumerate(to_voxels[:3].astype(np.float32)):
+        place = row[0] * steps[0] + row[1] * steps[1] + (row[2] * steps[2] + row[3])
+        inside &= (place >= -0.5) & (place <= last[axis])
     inner = ndimage.binary_erosion(inside, iterations=4, border_value=1)
     return ndimage.gaussian_filter(inner.astype(np.float32), 1.5)
 

@@ -354,9 +354,10 @@ def _likeness(stack: _Stack) -> dict:
     inner = inner if inner.sum() > 100 else both
     if t1[inner].std() > 0 and t2[inner].std() > 0:
         found["Correlation"] = float(np.corrcoef(t1[inner], t2[inner])[0, 1])
-    depth = _depth(both, stack.sizes * [_STEP, _STEP, 1])
+    coarse = (slice(None, None, 2), slice(None, None, 2))
+    depth = _depth(both[coarse], stack.sizes * [2 * _STEP, 2 * _STEP, 1])
     deep = depth > min(_DEEP, depth.max() / 2)
-    return found | {"T1wSkewness": _skewness(t1[deep]), "T2wSkewness": _skewness(t2[deep])}
+    return found | {"T1wSkewness": _skewness(t1[coarse][deep]), "T2wSkewness": _skewness(t2[coarse][deep])}
 
 
 def _skewness(values: np.ndarray) -> float | None:

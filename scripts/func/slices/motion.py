@@ -12,6 +12,7 @@ Positions are voxels of a working grid of 1 mm voxels with the slices last (see 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import nibabel as nib
@@ -161,19 +162,24 @@ def find_motion(
 def _roughly(fits: list[_Fit], groups: np.ndarray | None, start: Motion | None) -> list[Motion]:
     """The motion by which each kind of likeness is greatest, as large voxels show it; one order of acquisition."""
     count = len(fits[0].full)
+
+    def refined(starts: list[np.ndarray], groups: np.ndarray, levels: Levels, step: float = _STEP) -> list[np.ndarray]:
+        with ThreadPoolExecutor(len(fits)) as pool:
+            return list(pool.map(lambda fit, poses: fit.refined(poses, groups, levels, step), fits, starts))
+
     if start is not None:
         parameters, groups = [start.parameters] * len(fits), start.groups
     elif groups is not None:
-        parameters = [fit.refined(np.zeros((groups.max() + 1, 6)), groups, _COARSE) for fit in fits]
+        parameters = refined([np.zeros((groups.max() + 1, 6))] * len(fits), groups, _COARSE)
     else:
-        loose = [fit.refined(np.zeros((count, 6)), np.arange(count), _COARSE, _LOOSE_STEP) for fit in fits]
+        loose = refined([np.zeros((count, 6))] * len(fits), np.arange(count), _COARSE, _LOOSE_STEP)
         # One kind may be too noisy to show the interleaving, which the other shows clearly.
         interleaving = max(
             _interleaving(poses[fit.full], np.flatnonzero(fit.full)) for poses, fit in zip(loose, fits, strict=True)
         )
         groups = _interleaved(interleaving, count)
         parameters = [poses[np.argsort(groups)] for poses in loose]
-    poses = [fit.refined(start, groups, _MIDDLE) for fit, start in zip(fits, parameters, strict=True)]
+    poses = refined(parameters, groups, _MIDDLE)
     return [fit.motion(parameters, groups, _MIDDLE) for fit, parameters in zip(fits, poses, strict=True)]
 
 
