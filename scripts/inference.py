@@ -48,7 +48,8 @@ from func.version import own_version
 REPO_ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = REPO_ROOT / "data"  # holds sub-*_T1w.nii.gz and sub-*_T2w.nii.gz, in subfolders or not
 OUTPUT_DIR = REPO_ROOT / "results"
-WEIGHTS = "bundled"  # bundled (bundled-t2w without a T1w), babyai (the published weights, from the Hub), or a file
+WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hub), or a file
+NETWORK = "auto"  # of the bundled two: large, fast, or auto: large, but fast for whole adult heads without a GPU
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PRECISION = "auto"  # auto, float32 or bfloat16
 SPACE = None  # 1mm, t1 or t2: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
@@ -154,7 +155,9 @@ def reconstruct_pairs(
             windows.refresh()
 
         raw = raw_settings(arguments)
-        reconstructor = Reconstructor(weights, arguments.device, arguments.precision, arguments.uncertainty, progress)
+        reconstructor = Reconstructor(
+            weights, arguments.device, arguments.precision, arguments.uncertainty, progress, network=arguments.network
+        )
         stopwatch.lap("Start")
         for pair, reading in readings:
             try:
@@ -344,6 +347,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_raw(parser.add_argument_group("raw scans: one infant, or a folder with --space"))
     add = parser.add_argument_group("network").add_argument
     add("--weights", default=WEIGHTS, help="bundled, babyai (published, from the Hub) or a file (default: %(default)s)")
+    add(
+        "--network",
+        choices=("auto", "large", "fast"),
+        default=NETWORK,
+        help="of the bundled two (default: %(default)s)",
+    )
     add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s")
     add_outputs(parser.add_argument_group("what is written"))
@@ -351,8 +360,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.t2:
         arguments.space = arguments.space or ("1mm" if arguments.t1 else "t2")
     check_arguments(parser, arguments)
-    if arguments.weights == "bundled" and (arguments.without_t1w or (arguments.t2 and not arguments.t1)):
-        arguments.weights = "bundled-t2w"
     return arguments
 
 

@@ -1,10 +1,9 @@
 """Networks that tests reconstruct with, and a reconstruction in one call."""
 
-from types import SimpleNamespace
-
 import nibabel as nib
 import torch
 
+from func.networks.weights import Weights
 from func.reconstruction.reconstructor import Reconstructor
 from func.scans.case import Case
 
@@ -18,7 +17,7 @@ class Unchanged(torch.nn.Module):
 
 def weights_of(network):
     """What ``load_weights`` would give for a file that held this network."""
-    return SimpleNamespace(recipe="compact", network=network.eval(), sha256="0" * 64)
+    return Weights("compact", network.eval(), sha256="0" * 64)
 
 
 def reconstruct(t1, t2, weights, geometry=None, sidecar=None, raw=None, **settings):

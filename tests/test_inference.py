@@ -465,14 +465,20 @@ def test_a_folder_without_t1w_scans(thick, weights, tmp_path, capsys):
     assert "T1w" not in read_sidecar(result)["Inputs"]
 
 
-@pytest.mark.parametrize("raw", [True, False])
-def test_where_there_is_no_t1w_the_weights_are_those_trained_without(thick, tmp_path, raw):
-    folder, result = thick(), tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz"
-    scans = ["--t2", str(folder / "sub-1_acq-axial4mm_T2w.nii.gz"), "--output", str(result)]
-    folders = ["--data-dir", str(folder), "--output-dir", str(tmp_path / "out"), "--without-t1w"]
-    assert inference.main([*(scans if raw else folders), "--device", "cpu", "--no-report"]) == 0
-    weights = read_sidecar(result)["Weights"]
-    assert weights["Name"] == "bundled-t2w" and weights["SHA256"] == digest(find_weights("bundled-t2w"))
+@pytest.mark.parametrize(("asked", "used"), [("auto", "large"), ("fast", "fast")])
+def test_the_bundled_network_asked_for_is_used_and_told(thick, tmp_path, asked, used):
+    folder = thick()
+    arguments = ["--data-dir", str(folder), "--output-dir", str(tmp_path / "out"), "--device", "cpu", "--no-report"]
+    assert inference.main([*arguments, "--network", asked]) == 0
+    sidecar = read_sidecar(tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz")
+    assert sidecar["Computed"]["Network"] == used and sidecar["Computed"]["NetworkRuns"] == 1
+    assert sidecar["Weights"] == {"Name": "bundled", "SHA256": digest(find_weights("bundled")), "Recipe": "compact"}
+
+
+def test_weights_of_one_network_have_no_fast_one(thick, weights, tmp_path, capsys):
+    arguments = ["--data-dir", str(thick()), "--output-dir", str(tmp_path / "out"), "--weights", str(weights)]
+    assert inference.main([*arguments, "--network", "fast"]) != 0
+    assert "leave --network out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

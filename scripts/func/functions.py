@@ -77,8 +77,7 @@ def load_network(choice: str = "bundled") -> Weights:
     """The network that ``--weights`` of inference.py means.
 
     Args:
-        choice: ``bundled``, ``bundled-t2w`` (for a T2w without a T1w), ``babyai`` (the published weights, from the
-            Hugging Face Hub) or the path of a file.
+        choice: ``bundled``, ``babyai`` (the published weights, from the Hugging Face Hub) or the path of a file.
 
     Raises:
         BabyAIError: the file is not there, cannot be had, or holds no weights.

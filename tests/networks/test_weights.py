@@ -65,6 +65,20 @@ def test_ours_carry_recipe_configuration_and_record(tmp_path):
         assert torch.equal(weights.network.state_dict()[name], tensor)
 
 
+def test_a_file_may_hold_a_second_network(tmp_path):
+    path = tmp_path / "two.pth"
+    large, small = (build_network("compact", **config) for config in (COMPACT, {"channels": (8, 8, 8)}))
+    save_weights(path, "compact", large.state_dict(), {}, COMPACT, (small.state_dict(), {"channels": [8, 8, 8]}))
+    weights = load_weights(path)
+    for loaded, written in ((weights.network, large), (weights.fast, small)):
+        assert not loaded.training
+        for name, tensor in written.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+    save_weights(path, "compact", large.state_dict(), {}, COMPACT, (small.state_dict(), {"channels": [8, 8, 4]}))
+    with pytest.raises(BabyAIError, match="does not fit"):
+        load_weights(path)
+
+
 def test_the_folded_file_makes_the_same_network(tmp_path, tiny_babyai):
     whole, small, again = tmp_path / "whole.pth", tmp_path / "small.pth", tmp_path / "again.pth"
     torch.save(tiny_babyai.state_dict(), whole)

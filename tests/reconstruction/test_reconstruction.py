@@ -1,7 +1,5 @@
 """A whole case: intensities, orientation, geometry, windows and consistency around the network."""
 
-from types import SimpleNamespace
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,9 +8,10 @@ import torch
 from func.errors import BabyAIError
 from func.networks.devices import choose_device
 from func.networks.guidance import CHANNELS, network_inputs
-from func.networks.weights import build_network
+from func.networks.weights import Weights, build_network
 from func.phantom import infant_brain
 from func.reconstruction import acquired
+from func.reconstruction import reconstructor as reconstructor_module
 from func.reconstruction.acquired import RawSettings, t1_frame
 from func.reconstruction.consistency import damping_for, noise_of
 from func.reconstruction.reconstructor import Reconstructor
@@ -263,7 +262,7 @@ class TestRawMode:
 
     def test_published_weights_are_refused(self, head):
         with pytest.raises(BabyAIError, match="atlas grid"):
-            reconstruct(*head, SimpleNamespace(recipe="babyai", network=Unchanged()), raw=RawSettings())
+            reconstruct(*head, Weights("babyai", Unchanged()), raw=RawSettings())
 
 
 def test_unknown_devices_are_refused():
@@ -288,3 +287,28 @@ def _stack_of_blobs(points, affine, shape, axis, sigma=3.0):
         for point in points:
             total += np.exp(-((world - point) ** 2).sum(-1) / (2 * sigma**2)) / 4
     return (1000 * total).astype(np.float32)
+
+
+class Counting(torch.nn.Module):
+    """Proposes the T2w it is given, and counts how often."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = 0
+
+    def forward(self, inputs):
+        self.runs += 1
+        return inputs[:, 1:2]
+
+
+@pytest.mark.parametrize(
+    ("choice", "limit", "used"),
+    [("auto", 10**6, "large"), ("auto", 1000, "fast"), ("large", 1000, "large"), ("fast", 10**6, "fast")],
+)
+def test_large_volumes_take_the_fast_network_on_a_processor(small_head, monkeypatch, choice, limit, used):
+    monkeypatch.setattr(reconstructor_module, "_LARGEST_ON_PROCESSORS", limit)
+    networks = {"large": Counting(), "fast": Counting()}
+    weights = Weights("compact", networks["large"], fast=networks["fast"])
+    result = reconstruct(small_head.t1, small_head.t2, weights, device="cpu", network=choice)
+    assert result.report["Computed"]["Network"] == used
+    assert {name: network.runs > 0 for name, network in networks.items()} == {name: name == used for name in networks}

@@ -1,7 +1,5 @@
 """Slices oblique to the grid: their normal, spacing and place are found, and what is no such stack is let be."""
 
-from types import SimpleNamespace
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 import inference
 from func.networks import weights
+from func.networks.weights import Weights
 from func.reports.quality import quality_of
 from func.reports.scores import brain_mask, score_brain
 from func.scans.sidecars import read_sidecar
@@ -27,7 +26,7 @@ class SuggestedDetail(torch.nn.Module):
         return inputs[:, 1:2]
 
 
-WEIGHTS = SimpleNamespace(recipe="compact", network=SuggestedDetail().eval(), sha256="")
+WEIGHTS = Weights("compact", SuggestedDetail().eval())
 TURN = Rotation.from_rotvec(np.deg2rad([4.0, -5.0, 3.0])).as_matrix()
 
 

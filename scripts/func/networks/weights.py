@@ -48,7 +48,8 @@ class Weights:
     """A network ready to run on the CPU, and where it came from.
 
     ``recipe`` is one of ``RECIPES``, ``config`` what the file changes in it, ``info`` the training record the file
-    carries (empty for a bare state_dict) and ``sha256`` the hexadecimal digest of the file.
+    carries (empty for a bare state_dict) and ``sha256`` the hexadecimal digest of the file. A file may hold a second,
+    smaller network of the recipe, ``fast``, for large volumes where there is no GPU.
     """
 
     recipe: str
@@ -56,6 +57,7 @@ class Weights:
     info: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    fast: nn.Module | None = None
 
 
 def build_network(recipe: str, **overrides: Any) -> nn.Module:
@@ -84,11 +86,13 @@ def save_weights(
     state_dict: Mapping[str, Tensor],
     info: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
+    fast: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
 ) -> None:
     """Write weights with all that is needed to use them: recipe, configuration and the training record ``info``.
 
     ``config`` is what differs from the recipe's own configuration. Both it and ``info`` hold plain values only
-    (numbers, strings, lists, dictionaries), so that the file loads with ``weights_only=True``.
+    (numbers, strings, lists, dictionaries), so that the file loads with ``weights_only=True``. ``fast`` are the
+    tensors and the configuration of a second, smaller network.
 
     Raises:
         BabyAIError: the file could not be written.
@@ -99,6 +103,9 @@ def save_weights(
         "state_dict": {name: tensor.detach().cpu() for name, tensor in state_dict.items()},
         "info": dict(info),
     }
+    if fast:
+        tensors, changes = fast
+        content["fast"] = {"config": dict(changes), "state_dict": dict(tensors)}
     with atomic(path) as unfinished:
         try:
             torch.save(content, unfinished)
@@ -132,14 +139,20 @@ def load_weights(path: str | Path, folded: bool = True) -> Weights:
         BabyAIError: the file is missing, damaged, could run code, or does not fit; the sentence says which.
     """
     path = Path(path)
-    recipe, config, state_dict, info = _parts(path, _read(path))
+    content = _read(path)
+    recipe, config, state_dict, info = _parts(path, content)
     with ThreadPoolExecutor(1) as beside:
         digest = beside.submit(_sha256, path)
-        network = _network_of(path, recipe, config, state_dict, folded)
-        # A sum is finite only if all it adds up is, and takes a tenth of the time of asking each number.
-        if not all(torch.isfinite(tensor.sum()) for tensor in network.state_dict().values()):
-            raise BabyAIError(f"{path} holds weights that are not finite: training diverged, or the file is damaged.")
-        return Weights(recipe.removesuffix("-folded"), network.eval(), info, digest.result(), config)
+        networks = [_network_of(path, recipe, config, state_dict, folded)]
+        if isinstance(content, Mapping) and "fast" in content:
+            second = _parts(path, {"recipe": recipe, **content["fast"]})
+            networks.append(_network_of(path, *second[:3], folded))
+        for network in networks:
+            # A sum is finite only if all it adds up is, and takes a tenth of the time of asking each number.
+            if not all(torch.isfinite(tensor.sum()) for tensor in network.state_dict().values()):
+                raise BabyAIError(f"{path} holds weights that are not finite: training diverged, or it is damaged.")
+        network, *more = (network.eval() for network in networks)
+        return Weights(recipe.removesuffix("-folded"), network, info, digest.result(), config, *more)
 
 
 def _sha256(path: Path) -> str:

@@ -6,12 +6,15 @@ made to agree with the measured slices; and it is put back where the user wants 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import nibabel as nib
 import numpy as np
 import torch
+from torch import nn
 
 from func.errors import BabyAIError, collect_warnings, warn
 from func.networks.compact import MULTIPLE
@@ -34,6 +37,8 @@ from func.stopwatch import Stopwatch
 
 Progress = Callable[[int, int], object]
 _MIRRORS = ((), (2,), (0,), (1,))  # axes along which the network sees a case mirrored, a run each; the slices' last
+# Voxels of 1 mm: a brain, or an infant's head, but not an adult's. Two cores take some 10 s for so many.
+_LARGEST_ON_PROCESSORS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class Reconstructor:
         weights: of any recipe; ``babyai`` runs the published procedure and nothing else.
         device: ``auto``, or as torch names it.
         precision: ``auto``, ``float32`` or ``bfloat16``.
-        uncertainty: also estimate where not to trust the result, from four runs of the network instead of two; the
-            result is the mean of all.
+        uncertainty: also estimate where not to trust the result, from four runs of the network; the result is the mean
+            of all.
         progress: called with (windows done, windows in all).
         window: the network takes up to this many voxels along an axis at once; larger volumes are cut.
         overlap: of neighbouring windows, in voxels.
+        network: of weights that hold two, ``large`` or ``fast``; ``auto`` takes the large one, but on processors the
+            fast one in volumes larger than a brain.
 
     Raises:
         BabyAIError: the device is not there, or there is no uncertainty for these weights.
@@ -83,6 +90,7 @@ class Reconstructor:
         progress: Progress | None = None,
         window: int = 256,
         overlap: int = 48,
+        network: str = "auto",
     ) -> None:
         self.weights = weights
         if weights.recipe == "babyai":
@@ -92,13 +100,19 @@ class Reconstructor:
             precision = "float32" if precision == "auto" else precision
         self.device, self.precision = choose_device(device, precision)
         self.network = weights.network.to(self.device)
+        self.fast = weights.fast and weights.fast.to(self.device)
+        if network == "fast" and not self.fast:
+            raise BabyAIError("These weights hold one network only; leave --network out.")
+        self.choice, self.used = network, None
         self.uncertainty, self.progress = uncertainty, progress or (lambda done, total: None)
         self.window, self.overlap = window, overlap
 
     @property
     def mirrors(self) -> tuple[tuple[int, ...], ...]:
-        """How the network sees a case: as it is, and mirrored along its last axis; for the uncertainty along all."""
-        return _MIRRORS if self.uncertainty else _MIRRORS[:2]
+        """How the network sees a case: as it is; on a GPU mirrored too; for the uncertainty, in all mirrors."""
+        if self.uncertainty:
+            return _MIRRORS
+        return _MIRRORS[:1] if self.device.type == "cpu" else _MIRRORS[:2]
 
     def reconstruct(self, case: Case, raw: RawSettings | None = None) -> Reconstruction:
         """Reconstruct the isotropic T2w of a case.
@@ -212,7 +226,7 @@ class Reconstructor:
         return Reconstruction(image, report, residuals=residuals, uncertainty=width)
 
     def propose(self, inputs: np.ndarray) -> np.ndarray:
-        """What the compact network makes of a case as it is and seen in mirrors, mirrored back.
+        """What the compact network makes of a case as it is and, in further runs, seen in mirrors, mirrored back.
 
         Each is as good a guess as the others, and their mean is better.
 
@@ -225,27 +239,33 @@ class Reconstructor:
         occupied = (np.abs(inputs[:2]) > 0.01).any(axis=(0, 1, 2))
         (planes,) = box_around(occupied, MARGIN)
         part = torch.from_numpy(inputs)[..., planes]
+        run = partial(self._run_mirrored, self._network_for(math.prod(part.shape[1:])))
         patch = [min(-(-n // MULTIPLE) * MULTIPLE, self.window) for n in part.shape[1:]]
         stride = [self.window - self.overlap] * 3
         progress = self._counting(count_patches(part.shape[1:], patch, stride, "smooth"))
         # In the planes that hold nothing the T2w stays as it is.
         estimates = np.repeat(inputs[1:2], len(self.mirrors), axis=0)
         estimates[..., planes] = run_patches(
-            self._run_mirrored, part, patch, stride, 1, "smooth", self.precision, self.device, progress,
-            channels=len(self.mirrors),
-        )  # fmt: skip
+            run, part, patch, stride, 1, "smooth", self.precision, self.device, progress, channels=len(self.mirrors)
+        )
         return estimates
 
-    def _run_mirrored(self, windows: torch.Tensor) -> torch.Tensor:
-        """The network on windows (B, C, X, Y, Z) as they are and in mirrors, mirrored back, (B, runs, X, Y, Z).
+    def _network_for(self, voxels: int) -> nn.Module:
+        """The network for a volume of so many voxels; which it was is told in ``used``."""
+        fast = self.choice == "fast" or (
+            self.choice == "auto" and self.device.type == "cpu" and voxels > _LARGEST_ON_PROCESSORS
+        )
+        if not self.fast:
+            return self.network
+        self.used = "fast" if fast else "large"
+        return self.fast if fast else self.network
 
-        Two at a time: on processors PyTorch convolves a batch of one four times as slowly as one of two.
-        """
+    def _run_mirrored(self, network: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+        """The network on windows (B, C, X, Y, Z) as they are and in mirrors, mirrored back, (B, runs, X, Y, Z)."""
         outputs = []
-        for mirrors in (self.mirrors[first : first + 2] for first in range(0, len(self.mirrors), 2)):
-            seen = torch.cat([windows.flip([2 + axis for axis in mirror]) if mirror else windows for mirror in mirrors])
-            for mirror, output in zip(mirrors, self.network(seen).split(len(windows)), strict=True):
-                outputs.append(output.flip([2 + axis for axis in mirror]))
+        for mirror in self.mirrors:
+            axes = [2 + axis for axis in mirror]
+            outputs.append(network(windows.flip(axes) if mirror else windows).flip(axes))
         return torch.cat(outputs, dim=1)
 
     def _reconstruct_as_published(self, case: Case, raw: RawSettings | None) -> Reconstruction:
@@ -287,4 +307,5 @@ class Reconstructor:
         return count
 
     def _computed(self) -> dict:
-        return {"Device": str(self.device), "Precision": self.precision, "NetworkRuns": len(self.mirrors)}
+        computed = {"Device": str(self.device), "Precision": self.precision, "NetworkRuns": len(self.mirrors)}
+        return computed | ({"Network": self.used} if self.used else {})

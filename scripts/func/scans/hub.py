@@ -13,10 +13,7 @@ from pathlib import Path
 from func.errors import BabyAIError
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
-BUNDLED_WEIGHTS = {
-    "bundled": REPO_ROOT / "weights" / "compact.pth",
-    "bundled-t2w": REPO_ROOT / "weights" / "compact_t2w.pth",  # trained without a T1w
-}
+BUNDLED_WEIGHTS = REPO_ROOT / "weights" / "compact.pth"
 
 HUB_REPO = "almalennartsson/baby-ai"
 # A branch, tag or commit of the repository; the commit that a file came from is told by `commit_of`.
@@ -33,17 +30,17 @@ _REMEDIES = {
 
 
 def find_weights(choice: str | Path) -> Path:
-    """The weights file meant by `bundled`, `bundled-t2w`, `babyai` (the published weights, from the Hub) or a path.
+    """The weights file meant by `bundled`, `babyai` (the published weights, from the Hub) or a path.
 
     Raises:
         BabyAIError: the file is not there and cannot be had.
     """
     if str(choice) == "babyai":
         return fetch(WEIGHTS_FILE)
-    if bundled := BUNDLED_WEIGHTS.get(str(choice)):
-        if not bundled.is_file():
-            raise BabyAIError(f"The bundled weights {bundled} are missing; get the repository again.")
-        return bundled
+    if str(choice) == "bundled":
+        if not BUNDLED_WEIGHTS.is_file():
+            raise BabyAIError(f"The bundled weights {BUNDLED_WEIGHTS} are missing; get the repository again.")
+        return BUNDLED_WEIGHTS
     path = Path(choice).expanduser()
     if not path.is_file():
         raise BabyAIError(f"There is no weights file {path}; use --weights bundled, --weights babyai or another path.")
