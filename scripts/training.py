@@ -83,6 +83,7 @@ SETTINGS = {
         "averaging": 0.999,
         "patch": 56,
         "samples_per_subject": 200,
+        "turned": 1,
         "head_share": 0.3,
         "without_t1": 0.1,
         "phantoms": 4,

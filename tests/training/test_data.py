@@ -2,10 +2,12 @@
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from func.training.augmentation import random_shapes
 from func.training.data import prepare_data
 from func.training.run_folder import Run
+from func.training.subjects import Subject, turned_copies
 
 SETTINGS = {"recipe": "compact", "seed": 0, "patch": 16, "samples_per_subject": 10, "subject_weights": {"1": 3}}
 SETTINGS |= {"extra_t1": [], "phantoms": 0, "shapes": 2, "invented_share": 0.2, "head_share": 0.25, "without_t1": 0.5}
@@ -28,3 +30,20 @@ def test_each_source_gets_its_share(tmp_path):
     np.testing.assert_allclose(prepared.samples.shares, expected)
     without = prepare_data(Run("run", tmp_path, SETTINGS | {"heads": []}, parts), tmp_path)
     np.testing.assert_allclose(without.samples.shares, [0.2, 0.6, 0.1, 0.1])
+    turned = prepare_data(Run("run", tmp_path, SETTINGS | {"heads": [], "turned": 2}, parts), tmp_path)
+    np.testing.assert_allclose(turned.samples.shares, [*np.array([1, 3, 1, 1, 3, 3]) / 15, 0.1, 0.1])
+
+
+def test_a_turned_copy_is_the_same_head_in_another_position():
+    t2 = np.pad(random_shapes((40, 44, 48), np.random.default_rng(3))[1], 6)
+    t1 = t2 / 2
+    subject = Subject("1", t1, t2, shape=t2.shape, inner=t2 > 0.3)
+    copies = turned_copies([subject], 2, seed=5)
+    assert not np.array_equal(copies[0].t2, copies[1].t2)
+    for copy in copies:
+        assert copy.t1.shape == copy.t2.shape == copy.inner.shape == copy.shape
+        scale = np.cbrt((copy.t2 > 0).sum() / (t2 > 0).sum())
+        assert 0.85 < scale < 1.2
+        assert copy.inner.sum() / scale**3 == pytest.approx(subject.inner.sum(), rel=0.4)
+        # Both scans went the same way.
+        np.testing.assert_allclose(copy.t1, copy.t2 / 2, atol=2e-3)

@@ -15,7 +15,15 @@ from func.errors import BabyAIError
 from func.training.heads import heads_around
 from func.training.run_folder import Run
 from func.training.splits import PARTS
-from func.training.subjects import Subject, find_subjects, phantoms, read_pseudo_pairs, read_subjects, shapes
+from func.training.subjects import (
+    Subject,
+    find_subjects,
+    phantoms,
+    read_pseudo_pairs,
+    read_subjects,
+    shapes,
+    turned_copies,
+)
 
 VALIDATION_SAMPLES = 32  # of the compact recipe
 
@@ -65,18 +73,22 @@ def _published_samples(train: list[Subject], validation: list[Subject], settings
 
 
 def _compact_samples(train: list[Subject], validation: list[Subject], settings: Mapping) -> tuple:
-    """Random crops in random slices, of the subjects, as they are and set into heads, and of invented ones."""
+    """Random crops in random slices, of the subjects, as they are, turned and set into heads, and of invented ones."""
     weights = np.array([settings["subject_weights"].get(subject.label, 1.0) for subject in train])
+    weights /= weights.sum()
     in_heads = heads_around(train, read_pseudo_pairs(settings["heads"]), settings["seed"])
     head_share = settings["head_share"] if in_heads else 0
+    copies = settings.get("turned", 0)
+    as_they_are = [*train, *turned_copies(train, copies, settings["seed"])]
     sources = read_pseudo_pairs(settings["extra_t1"]), phantoms(settings["phantoms"]), shapes(settings["shapes"])
     invented = [source for source in sources if source]
     invented_share = settings["invented_share"] if invented else 0
-    shares = [*((1 - invented_share) * (1 - head_share) * weights / weights.sum())]
-    shares += [*((1 - invented_share) * head_share * weights / weights.sum())][: len(in_heads)]
+    brains = np.concatenate([weights, np.repeat(weights, copies)]) / (1 + copies)
+    shares = [*((1 - invented_share) * (1 - head_share) * brains)]
+    shares += [*((1 - invented_share) * head_share * weights)][: len(in_heads)]
     for source in invented:
         shares += [invented_share / len(invented) / len(source)] * len(source)
     seed, how = settings["seed"], (settings["patch"], settings["without_t1"])
-    samples = ThickSliceSamples([*train, *in_heads, *chain.from_iterable(invented)], shares, seed, *how)
+    samples = ThickSliceSamples([*as_they_are, *in_heads, *chain.from_iterable(invented)], shares, seed, *how)
     checks = ThickSliceSamples(validation, np.ones(len(validation)), seed + 1, *how)
     return samples, settings["samples_per_subject"] * len(train), checks, VALIDATION_SAMPLES if validation else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from scipy import ndimage
 
 from func.errors import BabyAIError
@@ -20,10 +21,12 @@ from func.scans.nifti import check_isotropic, check_same_grid, name_of, read_vol
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import SliceGeometry, measured_slices
 from func.slices.recovery import recover_geometry
-from func.training.augmentation import random_shapes
+from func.training.augmentation import affine_transform, random_rotation, random_shapes
 
 MARGIN = 4  # voxels of air kept around a head
 FAINTEST = 0.01  # of the brightest voxel: what is fainter is no head
+_LARGEST_TURN = 30  # degrees
+_SCALES = (0.88, 1.18)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,33 @@ def read_pseudo_pairs(paths: Iterable[str | Path]) -> list[Subject]:
         array = np.ascontiguousarray(zero_based_scale(array).apply(array)[_head_box(array, array)], np.float32)
         subjects.append(Subject(Path(path).name, array, array, shape=array.shape, invented=True))
     return subjects
+
+
+def turned_copies(subjects: Sequence[Subject], count: int, seed: int) -> list[Subject]:
+    """``count`` copies of each subject, turned by up to 30 degrees and scaled by 0.88 to 1.18, with cubic splines."""
+    jobs = [(subject, (seed, number, copy)) for number, subject in enumerate(subjects) for copy in range(count)]
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda job: turned(job[0], np.random.default_rng(job[1])), jobs))
+
+
+def turned(subject: Subject, rng: np.random.Generator) -> Subject:
+    """A copy of a subject in another position and size, so that fewer patches look alike."""
+    matrix = random_rotation(_LARGEST_TURN, rng) / rng.uniform(*_SCALES)
+    shape = np.array(subject.t2.shape)
+    room = np.ceil(np.abs(np.linalg.inv(matrix)) @ shape).astype(int)
+    offset = (shape - 1) / 2 - matrix @ ((room - 1) / 2)
+
+    def moved(volume: np.ndarray) -> np.ndarray:
+        scan = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+        return affine_transform(scan, matrix, offset, tuple(room.tolist())).numpy()
+
+    mask = moved(subject.t2 > 0) > 0.5
+    box = tuple(slice(part.start, part.stop) for part in _head_box(mask, mask))
+    t1, t2 = ((np.maximum(moved(scan), 0) * mask)[box].astype(np.float16) for scan in (subject.t1, subject.t2))
+    inner = moved(subject.t2 > 0 if subject.inner is None else subject.inner)[box] > 0.9
+    return replace(
+        subject, label=f"{subject.label} turned", t1=t1, t2=t2, start=(0, 0, 0), shape=t2.shape, scans=(), inner=inner
+    )
 
 
 def phantoms(count: int) -> list[Subject]:
