@@ -199,7 +199,7 @@ def draw_network(canvas, channels: tuple[int, ...]) -> None:
         left += width + gap
     write(canvas, 7.95, 1.25, "residual U-Net", 11.5, INK)
     write(canvas, 7.95, 0.95, "adds to the T2w what the slices lost,", 10.5, MUTED)
-    write(canvas, 7.95, 0.68, "for each stack, and mirrored; the mean counts", 10.5, MUTED)
+    write(canvas, 7.95, 0.68, "for each stack", 10.5, MUTED)
 
 
 def arrow(canvas, start, end, colour: str) -> None:
