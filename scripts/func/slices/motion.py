@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import nibabel as nib
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import linalg, ndimage
 from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
@@ -367,19 +367,20 @@ def _solved(parameters: np.ndarray, normals: np.ndarray, targets: np.ndarray, st
     Neighbours in time are held together as if they differed by about ``step`` mm, but less the farther apart they are,
     so that a jump may be (Cauchy weights).
     """
-    count = len(parameters)
-    system, right = np.zeros((count, 6, count, 6)), targets.copy()
-    diagonal = np.arange(6)
-    for index in range(count):
-        system[index, :, index] = normals[index] + 1e-4 * np.eye(6)
-    for before, after in zip(range(count - 1), range(1, count), strict=True):
-        jump = parameters[before] - parameters[after]
-        weight = 1 / (step**2 + jump @ jump)
-        for here, there, sign in ((before, after, 1), (after, before, -1)):
-            system[here, diagonal, here, diagonal] += weight
-            system[here, diagonal, there, diagonal] -= weight
-            right[here] -= sign * weight * jump
-    change = np.linalg.solve(system.reshape(6 * count, -1), right.ravel()).reshape(count, 6)
+    count, right = len(parameters), targets.copy()
+    jumps = parameters[:-1] - parameters[1:]
+    weights = 1 / (step**2 + np.square(jumps).sum(axis=1, keepdims=True))
+    right[:-1] -= weights * jumps
+    right[1:] += weights * jumps
+    # The upper bands of the system, the diagonal last, each by pose and parameter.
+    bands = np.zeros((7, count, 6))
+    for above in range(6):
+        bands[6 - above, :, above:] = np.diagonal(normals, above, 1, 2)
+    bands[6] += 1e-4
+    bands[6, :-1] += weights
+    bands[6, 1:] += weights
+    bands[0, 1:] = -weights
+    change = linalg.solveh_banded(bands.reshape(7, -1), right.ravel()).reshape(count, 6)
     longest = np.maximum(np.abs(change).max(axis=1, keepdims=True), 1e-9)
     return parameters + change * np.minimum(1, _LONGEST_STEP / longest)
 
