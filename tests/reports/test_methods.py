@@ -30,6 +30,11 @@ def test_pairs_on_the_grid():
     ]
 
 
+def test_the_network_of_weights_that_hold_two_is_named():
+    (told,) = methods([ON_GRID | {"Computed": {"Network": "large"}}])
+    assert "the large network of the weights bundled, SHA-256 abababababab" in told
+
+
 def test_a_raw_pair_is_registered_and_searched_for_motion():
     (told,) = methods([RAW])
     assert (

@@ -38,7 +38,7 @@ def sidecar(number, warnings=()):
         "Weights": {"Name": "bundled", "Recipe": "compact", "SHA256": "ab" * 32},
         "Checks": {"SliceResidualBefore": 0.02, "SliceResidualAfter": 0.004},
         "Seconds": {"Reading": 0.5, "Network": 5.0},
-        "Computed": {"Device": "cpu", "Precision": "float32"},
+        "Computed": {"Device": "cpu", "Precision": "float32", "NetworkRuns": 1, "Network": "large"},
         "Versions": {"BABY-AI": "1", "torch": "2"},
     }
 
@@ -146,7 +146,8 @@ def test_stacks_and_their_motion_are_told(tmp_path, scans):
 
 def test_a_sentence_for_the_methods_section(folder):
     page = (folder / "report.html").read_text()
-    assert "(n = 3, 1 mm voxels) were reconstructed with BABY-AI 1 (A. Lennartsson; the weights bundled" in page
+    assert "(n = 3, 1 mm voxels) were reconstructed with BABY-AI 1 (A. Lennartsson; the large network of the" in page
+    assert "the large network, run once" in page
     assert "each from 1 T2w stack of 3–5 mm slices and a T1w image of the same infant." in page
 
 

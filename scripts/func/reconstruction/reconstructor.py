@@ -125,6 +125,7 @@ class Reconstructor:
             BabyAIError: the sidecar contradicts the header, the two scans do not show one head, they hold nothing to
                 scale intensities by, or the weights are not for such scans.
         """
+        self.used = None
         with collect_warnings() as warnings:
             if self.weights.recipe == "babyai":
                 result = self._reconstruct_as_published(case, raw)
@@ -143,6 +144,7 @@ class Reconstructor:
         Raises:
             BabyAIError: as :meth:`reconstruct`.
         """
+        self.used = None
         with collect_warnings() as warnings:
             if self.weights.recipe == "babyai":
                 raise BabyAIError("The published weights take one T2w on the atlas grid; leave out --weights babyai.")

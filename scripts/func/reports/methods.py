@@ -46,10 +46,12 @@ def _made(sidecar: dict) -> _Made:
         voxels = "voxels as small as the slices' pixels"
     elif space and isinstance(size, int | float):
         voxels = f"{size:g} mm voxels"
-    name = str(weights.get("Name", "[...]"))
+    name = Path(str(weights.get("Name", "[...]"))).name
+    network = section(sidecar, "Computed").get("Network")
+    used = f"the {network} network of the weights {name}" if network else f"the weights {name}"
     return _Made(
         str(versions.get("BABY-AI", "[...]")),
-        "the published weights" if name == "babyai" else f"the weights {Path(name).name}",
+        "the published weights" if name == "babyai" else used,
         ", ".join(f"{library} {number}" for library, number in versions.items() if library != "BABY-AI"),
         bool(space),
         with_t1,

@@ -381,11 +381,18 @@ def _origin(sidecar: dict) -> list[tuple[str, str]]:
     lines = [
         ("Sources", ", ".join(map(str, sidecar.get("Sources", [])))),
         ("Weights", _weights(sidecar)),
-        ("Computed on", ", ".join(str(value) for value in computed.values())),
+        ("Computed on", ", ".join(str(computed[name]) for name in ("Device", "Precision") if name in computed)),
+        ("Network", _runs(computed)),
         ("Settings", ", ".join(f"{key} {value}" for key, value in section(sidecar, "Settings").items())),
         ("Versions", versions),
     ]
     return [(label, text) for label, text in lines if text]
+
+
+def _runs(computed: dict) -> str:
+    runs, network = computed.get("NetworkRuns"), computed.get("Network")
+    named = f"{network} network" if network else "network"
+    return f"the {named}, run {'once' if runs == 1 else f'{runs} times in mirrors'}" if runs else ""
 
 
 def _weights(sidecar: dict) -> str:
