@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ INFANT = ((160, 192, 40), (0.8, 0.8, 3.3))  # voxels and mm of a raw stack
 WHOLE_HEAD = ((384, 512, 56), (0.43, 0.43, 2.5))
 STACKS = ("axial", "coronal", "sagittal")  # of a raw infant, one more each time (of one: INFANT)
 IN_PLANE = (1.0, 0.7)  # mm, of whole heads (finer: WHOLE_HEAD)
+FINE_RESULT = 0.5  # mm, voxels of a result of WHOLE_HEAD
 TRAINING = {"babyai": 32, "compact": 56}  # recipe: voxels along a side of a patch
 REPORTS = 3  # of training.py, of which the last counts
 
@@ -160,13 +161,16 @@ def stacks(device: torch.device, folder: Path, weights: Path | None) -> str:
 
 
 def in_plane(device: torch.device, folder: Path, weights: Path | None) -> str:
-    """Raw whole heads of finer and finer voxels in-plane."""
+    """Raw whole heads of finer and finer voxels in-plane, and a result of fine voxels."""
     shape, sizes = WHOLE_HEAD
     rows = {}
     for voxel in IN_PLANE:
         finer = tuple(round(n * mm / voxel) for n, mm in zip(shape[:2], sizes[:2], strict=True))
         scan = (*finer, shape[2]), (voxel, voxel, sizes[2])
         rows[f"a whole head, {voxels_of(*scan)}"] = raw_cells(folder / f"{voxel}", *scan, STACKS[:1], device)
+    name = f"a whole head, {voxels_of(*WHOLE_HEAD)}, result of {FINE_RESULT:g} mm"
+    options = ["--voxel-size", FINE_RESULT]
+    rows[name] = raw_cells(folder / "fine", *WHOLE_HEAD, STACKS[:1], device, options)
     return f"### By the voxels in-plane\n\n{table(HEADER, rows)}"
 
 
@@ -188,7 +192,9 @@ def write_grid_scans(folder: Path, count: int) -> None:
         save_result(folder / f"sub-{subject:02d}_acq-axial4mm_T2w.nii.gz", t2, geometry.to_sidecar(1.0))
 
 
-def raw_cells(folder: Path, shape: tuple, sizes: tuple, planes: tuple[str, ...], device: torch.device) -> list[str]:
+def raw_cells(
+    folder: Path, shape: tuple, sizes: tuple, planes: tuple[str, ...], device: torch.device, options: Sequence = ()
+) -> list[str]:
     """Write a T1w and stacks of one infant, with skull unless it is INFANT's stack, and reconstruct them."""
     skull = shape != INFANT[0]
     t1 = infant_brain(age_months=6, skull=skull).t1
@@ -202,7 +208,7 @@ def raw_cells(folder: Path, shape: tuple, sizes: tuple, planes: tuple[str, ...],
         stacks.append(folder / f"sub-01_acq-{plane}_T2w.nii.gz")
         save_result(stacks[-1], infant_brain(stack_shape, affine, 6, skull).t2, {"SliceThickness": max(sizes)})
     output = folder / "results" / "sub-01_desc-isotropic_T2w.nii.gz"
-    scans = ["--t1", folder / "sub-01_T1w.nii.gz", "--t2", *stacks, "--output", output]
+    scans = ["--t1", folder / "sub-01_T1w.nii.gz", "--t2", *stacks, "--output", output, *options]
     return inference_cells(folder, scans, device=device, results=1)
 
 

@@ -73,7 +73,10 @@ def test_every_table_is_filled(small_benchmark, tmp_path, capsys):
     ]
     stacks, heads = rows(text, "### By the number of stacks"), rows(text, "### By the voxels in-plane")
     assert list(stacks) == ["an infant in 2 stacks", "an infant in 3 stacks"]
-    assert list(heads) == ["a whole head, 18 x 18 x 10 voxels of 2 x 2 x 4 mm"]
+    assert list(heads) == [
+        "a whole head, 18 x 18 x 10 voxels of 2 x 2 x 4 mm",
+        "a whole head, 24 x 24 x 10 voxels of 1.5 x 1.5 x 4 mm, result of 0.5 mm",
+    ]
     published = rows(text, "### The published network")
     tables = (grid, raw, stacks, heads, published)
     assert all(re.match(r"[\d.]+|–", cell) for cells in tables for row in cells.values() for cell in row)
