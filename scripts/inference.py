@@ -479,6 +479,10 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--uncertainty was calibrated for the bundled weights, not for the published ones")
     if arguments.space and arguments.weights == "babyai":
         parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not raw ones")
+    stacks = [path.resolve() for path in arguments.t2 or ()]
+    twice = [path for path, stack in zip(arguments.t2 or (), stacks, strict=True) if stacks.count(stack) > 1]
+    if twice:
+        parser.error(f"{twice[0]} is given twice as --t2, which adds nothing; give each stack once")
     if arguments.mask and len(arguments.mask) != len(arguments.t2 or ()):
         parser.error("--mask needs one mask for each --t2, in the same order")
     if arguments.stacks == "together" and not arguments.space:

@@ -207,6 +207,7 @@ def test_slurm_does_not_decide_what_is_done(data, infer, monkeypatch, task):
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--weights", "babyai"], "atlas grid"),
         (["--precision", "float16"], "invalid choice"),
         (["--t2", "a.nii", "b.nii", "--mask", "m.nii", "--output", "c.nii"], "one mask for each --t2"),
+        (["--t2", "a.nii", "a.nii", "--output", "c.nii"], "given twice as --t2"),
         (["--t2", "a.nii", "b.nii", "--residual-map", "r.nii", "--output", "c.nii"], "one file for each --t2"),
         (["--t2", "a.nii", "b.nii", "--output", "b.nii.gz"], "overwrite an input"),
         (["--stacks", "together"], "raw scans"),

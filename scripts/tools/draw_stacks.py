@@ -42,11 +42,11 @@ OUTPUT = REPO_ROOT / "stacks_phantom.png"
 WEIGHTS = "bundled"
 
 AGE_MONTHS, SIZE = 0, 0.8  # a newborn, and how large against others
-FIELD = (104, 124, 112)  # mm, of all scans
+FIELD, MIDDLE = (104, 124, 112), CENTRE + np.array([0, -8, 8])  # of all scans, mm
 PLANES = ("axial", "coronal", "sagittal")
 THICKNESS = 4.0  # mm
 FARTHEST = 2.5  # mm and degrees that the head moves while a stack is acquired
-CUT, CORNER, ZOOM = 59, (30, 60), 30  # the sagittal plane drawn, and where the enlarged square lies in it, voxels
+CUT, CORNER, ZOOM = 59, (48, 66), 30  # the sagittal plane drawn, and where the enlarged square lies in it, voxels
 WIDTH, CAPTION = 12.0, 0.42  # inches
 
 
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         weights = load_weights(find_weights(arguments.weights))
-        phantom = infant_brain(FIELD, grid_around(CENTRE, FIELD, np.ones(3)), AGE_MONTHS, size=SIZE)
+        phantom = infant_brain(FIELD, grid_around(MIDDLE, FIELD, np.ones(3)), AGE_MONTHS, size=SIZE)
         figure = draw(reconstructed(phantom, Reconstructor(weights)))
         with atomic(arguments.output) as path:
             figure.savefig(path, format="png", dpi=DOTS, facecolor=BACKGROUND)

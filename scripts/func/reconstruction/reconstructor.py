@@ -167,11 +167,12 @@ class Reconstructor:
         for last in (False, True) if together.moved else (True,):
             estimates = together.estimates(self.propose if infers else None, volume)
             stopwatch.lap("Network")
-            volume = together.agreed(estimates.mean(axis=0))
+            estimate = estimates.mean(axis=0)
+            volume = together.agreed(estimate)
             stopwatch.lap("Consistency")
             if not last:
                 # The slices fit their places in this volume better than in the first, and the network sees better ones.
-                together.refine(volume)
+                together.refine(estimate, volume)
                 stopwatch.lap("Motion")
         for stack in together.stacks:
             if stack.motion:

@@ -9,6 +9,7 @@ inferred: the up-sampled stacks take the place of the network's estimates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import nibabel as nib
@@ -25,7 +26,7 @@ from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
-from func.scans.resampling import resample
+from func.scans.resampling import resample, threads
 from func.slices.geometry import AXIS_ACROSS, acquire, slices_last, upsample
 from func.slices.motion import Motion, find_motion, head_of, in_intensities_of, order_of_acquisition
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
@@ -35,7 +36,6 @@ _FINE_ENOUGH = 0.75  # of these voxels: smaller pixels are first brought to 1 mm
 _BRIGHT = 0.1  # network units: what is brighter tells how bright one stack is against another
 _ENOUGH = 200  # voxels in common, to tell that
 _SPARSE = 4.0  # mm between the voxels that tell it
-_ROUNDS = 2  # in which slices are laid upon the volume that they give, and give it anew
 _CONTRADICTING = 1.3  # times the noise of the slices: what they contradict each other by, where some are out of place
 _LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
 
@@ -299,20 +299,28 @@ class Together:
         if self.t1 is None:
             self._lay_upon_others()
             self._look()
-        volume = self._agreed_without_network()
-        for _ in range(_ROUNDS):
-            self.refine(volume)
-            volume = self._agreed_without_network()
-        return volume
+        # Once: a second round before the network made the places of simulated slices worse.
+        estimate = self._guess()
+        self.refine(estimate, self._near_to(estimate))
+        return np.maximum(self._near_to(self._guess()), 0)
 
-    def refine(self, volume: np.ndarray) -> None:
-        """Lay each slice, and each stack that lay still, where it fits a volume of the common grid best."""
-        image = image_of(volume, self.affine, self.stacks[0].case.t2)
+    def refine(self, estimate: np.ndarray, volume: np.ndarray) -> None:
+        """Lay each slice, and each stack that lay still, where it fits best what the other stacks show.
+
+        A stack's own slices would hold it where it is; one that is alone is laid upon all the same.
+
+        Args:
+            estimate: what the others are made to agree from, on the common grid.
+            volume: what all agree on.
+        """
+        refined = []
         for index, stack in enumerate(self.stacks):
-            if stack.motion or self.t1 is None:
-                self.stacks[index] = stack.refined_upon(image, self.settings.motion)
-            else:
-                self.stacks[index] = stack.laid_upon(image)
+            views, dampings = ([*of_all[:index], *of_all[index + 1 :]] for of_all in (self.views, self.dampings))
+            shown = np.maximum(agree_with_stacks(estimate, views, dampings), 0) if views else volume
+            image = image_of(shown, self.affine, self.stacks[0].case.t2)
+            by_slice = stack.motion or self.t1 is None
+            refined.append(stack.refined_upon(image, self.settings.motion) if by_slice else stack.laid_upon(image))
+        self.stacks = refined
         self._look()
 
     def _lay_upon_others(self) -> None:
@@ -338,20 +346,21 @@ class Together:
             for own, inside in zip(shown, covered, strict=True)
         ]
 
-    def _agreed_without_network(self) -> np.ndarray:
-        if self.t1:
-            t1 = resample(self.t1, self.shape, self.affine)
-            head = head_of(t1)
-            seen = (np.concatenate([view.see(scan) for view in self.views]) for scan in (t1, head))
-            start = in_intensities_of(t1, head, *seen, np.concatenate([view.values for view in self.views]))
-        else:
-            (start,) = self.estimates(None)
-        return np.maximum(self._near_to(start), 0)
+    def _guess(self) -> np.ndarray:
+        """What the head looks like, without the network: the T1w in the slices' intensities, or the stacks' mean."""
+        if self.t1 is None:
+            return self.estimates(None)[0]
+        t1 = resample(self.t1, self.shape, self.affine)
+        head = head_of(t1)
+        seen = (np.concatenate([view.see(scan) for view in self.views]) for scan in (t1, head))
+        return in_intensities_of(t1, head, *seen, np.concatenate([view.values for view in self.views]))
 
     def _look(self) -> None:
         voxel = float(voxel_sizes(self.affine)[0])
         self.views = []  # they are large: the old ones go before the new ones come
-        self.views = [StackView(stack.stack(voxel), self.shape, self.affine) for stack in self.stacks]
+        with ThreadPoolExecutor(min(threads(), len(self.stacks))) as pool:
+            views = pool.map(lambda stack: StackView(stack.stack(voxel), self.shape, self.affine), self.stacks)
+            self.views = list(views)
 
     def _weigh(self, estimate: np.ndarray, noises: Sequence[float]) -> None:
         self.dampings = [view.damping(estimate, noise, HEAD) for view, noise in zip(self.views, noises, strict=True)]

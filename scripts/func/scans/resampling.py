@@ -64,7 +64,7 @@ def resample(
         values = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
         result[index].reshape(-1)[inside] = np.maximum(values, 0) if has_air else values
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         coefficients = _spline_coefficients(array, order, pool) if order > 1 else array
         list(pool.map(interpolate, range(shape[0])))
     return result
@@ -74,7 +74,7 @@ def _spline_coefficients(array: np.ndarray, order: int, pool: ThreadPoolExecutor
     """As scipy.ndimage.spline_filter with mirror boundaries, in all threads."""
     coefficients = array.copy()
     for axis in range(3):
-        blocks = np.array_split(coefficients, _threads(), axis=(axis + 1) % 3)
+        blocks = np.array_split(coefficients, threads(), axis=(axis + 1) % 3)
 
         def filter_block(block: np.ndarray, axis: int = axis) -> None:
             if block.size:
@@ -84,7 +84,7 @@ def _spline_coefficients(array: np.ndarray, order: int, pool: ThreadPoolExecutor
     return coefficients
 
 
-def _threads() -> int:
-    """Threads to interpolate with: SciPy lets go of Python's lock. A worker process is given one by its environment."""
+def threads() -> int:
+    """Threads to work with: SciPy lets go of Python's lock. A worker process is given one by its environment."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return min(processors(), int(stated)) if stated.isdigit() and int(stated) else processors()

@@ -9,16 +9,20 @@ of their smoothness term.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage, sparse
 
+from func.scans.resampling import threads
 from func.slices.geometry import FWHM_PER_SIGMA
 
 _PROFILE_STEP = 0.6  # mm between the samples of a slice profile; a finer step changes nothing that could be seen
+_ALIKE = 0.4  # mm: an estimate's errors are alike in voxels so near; of a moving and a still infant this gave most
 _STEPS = 5  # of conjugate gradients; more changed crops of three simulated stacks by less than 0.05 dB
 _ENOUGH = 0.02  # of the first gradient: what is left then makes no difference
 _MOST_DAMPING = 100.0
@@ -65,7 +69,7 @@ class StackView:
     """
 
     def __init__(self, stack: Stack, shape: tuple[int, int, int], affine: np.ndarray) -> None:
-        self.shape = tuple(shape)
+        self.shape, self._blur = tuple(shape), _ALIKE / voxel_sizes(affine)
         offsets, shares = _profile_samples(stack.thickness, stack.profile)
         offsets = offsets / voxel_sizes(stack.affine)[2]
         plane = np.indices(stack.slices.shape[:2]).reshape(2, -1).T
@@ -99,6 +103,16 @@ class StackView:
         """What the stack shows minus what it would show of the volume, shape (N,)."""
         return self.values - self.see(volume)
 
+    def spread(self, errors: np.ndarray) -> np.ndarray:
+        """Errors that are alike in neighbouring voxels, from independent ones; symmetric."""
+        return ndimage.gaussian_filter(errors, self._blur)
+
+    @cached_property
+    def _seen_of_errors(self) -> float:
+        """Mean square of what pixels see of such errors, made of those of variance 1."""
+        errors = np.random.default_rng(0).standard_normal(self.shape, dtype=np.float32)
+        return float(np.mean(np.square(self.see(self.spread(errors))))) if len(self.pixels) else 0.0
+
     def damping(self, volume: np.ndarray, noise: float, head: float) -> float:
         """How far to trust an estimate over this stack: noise variance over that of the estimate's error in a voxel.
 
@@ -108,9 +122,8 @@ class StackView:
             head: what is brighter is head.
         """
         shown = self.residual(volume)[self.values > head]
-        white = self.see(np.random.default_rng(0).standard_normal(self.shape, dtype=np.float32))
         error = max(float(np.mean(np.square(shown))) - noise**2, 1e-8) if shown.size else 1e-8
-        return float(np.clip(noise**2 * np.mean(np.square(white)) / error, 1e-3, _MOST_DAMPING))
+        return float(np.clip(noise**2 * self._seen_of_errors / error, 1e-3, _MOST_DAMPING))
 
 
 def agree_with_stacks(
@@ -118,7 +131,8 @@ def agree_with_stacks(
 ) -> np.ndarray:
     """The volume x that is near to an estimate and agrees with all stacks, by conjugate gradients.
 
-    It minimises ``|x - estimate|^2 + sum over stacks of |A x - y|^2 / damping``.
+    It minimises ``|z|^2 + sum over stacks of |A x - y|^2 / damping`` with ``x = estimate + S z``, where S makes errors
+    alike in neighbouring voxels (:meth:`StackView.spread`).
 
     Args:
         estimate: float32, shape of the grid.
@@ -126,22 +140,28 @@ def agree_with_stacks(
         dampings: one for each stack, see :meth:`StackView.damping`.
         steps: at most so many; fewer where the gradient has all but gone.
     """
-    weights = [1 / damping for damping in dampings]
-    change = np.zeros_like(estimate)
-    rest = sum(weight * view.adjoint(view.residual(estimate)) for weight, view in zip(weights, views, strict=True))
-    direction, power = rest, float(np.vdot(rest, rest))
-    enough = _ENOUGH**2 * power
-    for _ in range(steps):
-        if power <= enough:
-            break
-        curved = direction + sum(
-            weight * view.adjoint(view.see(direction)) for weight, view in zip(weights, views, strict=True)
-        )
-        length = power / float(np.vdot(direction, curved))
-        change = change + length * direction
-        rest = rest - length * curved
-        power, before = float(np.vdot(rest, rest)), power
-        direction = rest + power / before * direction
+    spread = views[0].spread
+    # SciPy lets go of Python's lock.
+    with ThreadPoolExecutor(min(threads(), len(views))) as pool:
+
+        def spread_back(pixels_of: Callable[[StackView], np.ndarray]) -> np.ndarray:
+            parts = pool.map(lambda view, damping: view.adjoint(pixels_of(view)) / damping, views, dampings)
+            return spread(sum(parts))
+
+        change = np.zeros_like(estimate)
+        rest = spread_back(lambda view: view.residual(estimate))
+        direction, power = rest, float(np.vdot(rest, rest))
+        enough = _ENOUGH**2 * power
+        for _ in range(steps):
+            if power <= enough:
+                break
+            step = spread(direction)
+            curved = direction + spread_back(lambda view, step=step: view.see(step))
+            length = power / float(np.vdot(direction, curved))
+            change += length * step
+            rest = rest - length * curved
+            power, before = float(np.vdot(rest, rest)), power
+            direction = rest + power / before * direction
     return estimate + change
 
 
