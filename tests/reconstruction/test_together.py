@@ -168,3 +168,14 @@ def test_the_result_without_a_t1_holds_what_only_another_stack_shows(head):
     beyond = np.abs(apply_affine(result.image.affine, np.argwhere(truth > 0))[:, 2]) > 20
     shown = np.asarray(result.image.dataobj)[truth > 0][beyond]
     assert np.corrcoef(shown, truth[truth > 0][beyond])[0, 1] > 0.8
+
+
+def test_a_stack_that_lies_elsewhere_is_left_out(head):
+    coronal, axial = stack(head, "coronal"), stack(head, "axial")
+    other = nib.Nifti1Image(np.roll(np.asarray(coronal.dataobj), 25, axis=0), coronal.affine)
+    result, alone = (together(head, stacks, motion="off") for stacks in ([axial, other], [axial]))
+    assert any("another head than the stacks before it" in warning for warning in result.warnings)
+    first, second = (one["Checks"] for one in result.report["Stacks"])
+    assert not first["SlicesLeftOut"] and len(second["SlicesLeftOut"]) == second["SliceCount"]
+    assert first["Weight"] == 1
+    assert error(result, head) == pytest.approx(error(alone, head), rel=0.2)

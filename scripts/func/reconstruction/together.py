@@ -35,7 +35,10 @@ _VOXEL = 0.8  # mm: a volume is linear between voxels so small; on crops of 68 v
 _FINE_ENOUGH = 0.75  # of these voxels: smaller pixels are first brought to 1 mm
 _BRIGHT = 0.1  # network units: what is brighter tells how bright one stack is against another
 _ENOUGH = 200  # voxels in common, to tell that
+# Correlation of two stacks where both show a head: still and moving infants' 0.96 to 1.00, two infants' 0.04.
+_ANOTHER = 0.5
 _SPARSE = 4.0  # mm between the voxels that tell it
+_ROUGH_STEPS = 3  # of conjugate gradients, for a volume that slices are only laid upon
 _CONTRADICTING = 1.3  # times the noise of the slices: what they contradict each other by, where some are out of place
 _LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
 
@@ -186,7 +189,7 @@ class Together:
             volume: :meth:`first_volume`, from which stacks that moved take the slices they would have shown.
         """
         total, weights = np.zeros((1, *self.shape), np.float32), np.zeros(self.shape, np.float32)
-        for stack in self.stacks:
+        for stack in (stack for stack in self.stacks if stack.kept.any()):
             head, slices = stack.head, stack.head.slices
             if stack.motion and volume is not None:
                 slices = acquire(stack.still(image_of(volume, self.affine, stack.case.t2)), head.geometry)
@@ -316,8 +319,8 @@ class Together:
         refined = []
         for index, stack in enumerate(self.stacks):
             views, dampings = ([*of_all[:index], *of_all[index + 1 :]] for of_all in (self.views, self.dampings))
-            shown = np.maximum(agree_with_stacks(estimate, views, dampings), 0) if views else volume
-            image = image_of(shown, self.affine, self.stacks[0].case.t2)
+            shown = agree_with_stacks(estimate, views, dampings, _ROUGH_STEPS) if views else volume
+            image = image_of(np.maximum(shown, 0), self.affine, self.stacks[0].case.t2)
             by_slice = stack.motion or self.t1 is None
             refined.append(stack.refined_upon(image, self.settings.motion) if by_slice else stack.laid_upon(image))
         self.stacks = refined
@@ -382,7 +385,10 @@ class Together:
         return found
 
     def _brighten(self) -> None:
-        """Find how bright each stack is against the first: the median ratio where both show a head."""
+        """Find how bright each stack is against the first: the median ratio where both show a head.
+
+        One that shows something else there is left out.
+        """
         steps = np.maximum(1, np.round(_SPARSE / voxel_sizes(self.affine))).astype(int)
         shape = tuple(int(n) for n in -(-np.array(self.shape) // steps))
         affine = self.affine @ from_matvec(np.diag(steps.astype(float)), np.zeros(3))
@@ -395,6 +401,14 @@ class Together:
             both = (reference > _BRIGHT) & (shown[index] > _BRIGHT)
             if both.sum() < _ENOUGH:
                 warn(f"{name_of(self.stacks[index].case.t2)} shows nothing that the stacks before it show.")
+                continue
+            alike = float(np.corrcoef(reference[both], shown[index][both])[0, 1])
+            if self.t1 and alike < _ANOTHER:
+                warn(
+                    f"{name_of(self.stacks[index].case.t2)} shows another head than the stacks before it, or lies "
+                    f"wrong (correlation {alike:.2f}), and was left out."
+                )
+                self.stacks[index] = replace(self.stacks[index], kept=np.zeros_like(self.stacks[index].kept))
                 continue
             brightness = float(np.median(reference[both] / shown[index][both]))
             self.stacks[index] = replace(self.stacks[index], brightness=brightness)
