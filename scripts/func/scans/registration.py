@@ -15,6 +15,7 @@ the direction in which an image is resampled, and ITK's.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ from scipy.spatial.transform import Rotation
 
 from func.errors import BabyAIError, warn
 from func.scans.nifti import name_of
+
+# SciPy's BFGS silences this for itself, but not where two registrations run in threads.
+warnings.filterwarnings("ignore", "The line search algorithm did not converge", RuntimeWarning)
 
 _BINS = 32
 # Half the diameter of an infant's head in mm: turns radians into the mm that the surface moves.
