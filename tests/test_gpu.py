@@ -30,10 +30,11 @@ def thick(small_head):
 
 @pytest.mark.parametrize("precision, largest, mean", [("float32", 1e-4, 1e-5), ("bfloat16", 0.05, 3e-3)])
 def test_reconstructions_agree(gpu, small_head, thick, precision, largest, mean):
-    """The bundled weights; differences over the T2w's 99th percentile."""
+    """The bundled weights, in as many runs (--uncertainty); differences over the T2w's 99th percentile."""
     t2, geometry = thick
+    weights = load_weights(find_weights("bundled"))
     results = [
-        array_of(reconstruct(small_head.t1, t2, load_weights(find_weights("bundled")), geometry, **where).image)
+        array_of(reconstruct(small_head.t1, t2, weights, geometry, uncertainty=True, **where).image)
         for where in ({"device": "cpu", "precision": "float32"}, {"device": gpu, "precision": precision})
     ]
     difference = np.abs(results[1] - results[0]) / np.percentile(results[0][results[0] > 0], 99)
