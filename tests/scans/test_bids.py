@@ -267,3 +267,9 @@ class TestPairing:
 )
 def test_what_a_scan_is_by_its_name(name, result, original, own):
     assert (is_result(name), is_original(name), own_acquisition(name)) == (result, original, own)
+
+
+def test_a_file_is_no_data_folder(tmp_path):
+    (tmp_path / "sub-1_T1w.nii.gz").touch()
+    with pytest.raises(BabyAIError, match="is a file; check --data-dir"):
+        find_pairs(tmp_path / "sub-1_T1w.nii.gz")

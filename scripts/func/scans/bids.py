@@ -106,7 +106,8 @@ def find_scans(data_dir: str | Path, on_error: Callable[[BabyAIError], None] | N
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
-        raise BabyAIError(f"The data folder {data_dir} does not exist; check --data-dir.")
+        fault = "is a file" if data_dir.exists() else "does not exist"
+        raise BabyAIError(f"The data folder {data_dir} {fault}; check --data-dir.")
 
     def unreadable(fault: OSError) -> None:
         error = BabyAIError(f"The folder {fault.filename} cannot be read ({fault.strerror}); check its permissions.")

@@ -249,7 +249,7 @@ def check_isotropic(image: nib.Nifti1Image, spacing: float = 1.0) -> None:
         stated = " x ".join(f"{size:.4g}" for size in sizes)
         raise BabyAIError(
             f"{name_of(image)} has voxels of {stated} mm where {spacing:g} mm isotropic is needed; "
-            "scripts/preprocessing.py makes it right."
+            "scripts/preprocessing.py makes it right, and inference.py takes raw scans with --space 1mm."
         )
     directions = image.affine[:3, :3] / sizes
     if np.abs(directions.T @ directions - np.eye(3)).max() > 2e-3:
