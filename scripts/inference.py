@@ -102,7 +102,8 @@ def keep(pair: Pair, result: Path, making: dict, tally: Tally) -> None:
 
 def made_with(pair: Pair, weights: Path, arguments: argparse.Namespace) -> dict:
     """Entries of a result's JSON sidecar: all that decides what it is."""
-    settings = {"Device": arguments.device, "Precision": arguments.precision, "Uncertainty": arguments.uncertainty}
+    settings = {"Network": arguments.network, "Device": arguments.device, "Precision": arguments.precision}
+    settings["Uncertainty"] = arguments.uncertainty
     if arguments.space:
         settings |= {"Space": arguments.space, "VoxelSize": arguments.voxel_size, "Motion": arguments.motion}
         settings |= stated_slices(arguments)

@@ -72,7 +72,8 @@ def test_each_t2w_gets_its_result_and_sidecar_in_its_own_subfolder(data, tmp_pat
     assert sidecar["Sources"] == ["sub-1/sub-1_acq-axial4mm_T2w.nii.gz", "sub-1/sub-1_T1w.nii.gz"]
     assert sidecar["Weights"] == {"Name": "bundled", "SHA256": digest(Path(stand_in.__file__)), "Recipe": "compact"}
     assert {"BABY-AI", "python", "torch", "nibabel"} <= set(sidecar["Versions"])
-    assert sidecar["Settings"] == {"Device": "auto", "Precision": "auto", "Uncertainty": False}
+    expected = {"Network": "auto", "Device": "auto", "Precision": "auto", "Uncertainty": False}
+    assert sidecar["Settings"] == expected
     assert set(sidecar["Inputs"]) == {"T1w", "T2w", "T2wSidecar"}
 
 
@@ -96,6 +97,7 @@ def test_results_made_otherwise_are_not_taken_for_these(data, tmp_path, infer, m
     code, out, err = infer("--precision", "bfloat16")
     assert code == 1 and "0 reconstructed, 5 failed" in out and err.count("give --overwrite to make it anew") == 5
     assert 'Precision "auto" instead of "bfloat16"' in err and result.read_bytes() == before
+    assert 'Network "auto" instead of "fast"' in infer("--network", "fast")[2]
     write_subject(data / "sub-1", "1", seed=99)
     (data / "sub-2" / "sub-2_T2w.json").write_text('{"SliceThickness": 3}')
     code, out, err = infer("--device", "cpu")  # which changes no more than rounding
