@@ -17,7 +17,7 @@ from func.scans.files import save_json
 from func.scans.intensity import published_normalise
 from func.slices.geometry import SliceGeometry, acquire, upsample
 from func.training import augmentation
-from func.training.subjects import Subject, find_subjects, read_pseudo_pairs, read_subjects
+from func.training.subjects import Subject, ThickScan, find_subjects, read_pseudo_pairs, read_subjects
 
 SHAPE = (44, 48, 40)
 
@@ -213,6 +213,18 @@ def test_scans_that_exist_are_used(tmp_path, scans):
         sample = samples[number]
         truth = sample["truth"]
         np.testing.assert_allclose(truth - truth @ sample["projection"].T + sample["offset"], truth, atol=1e-3)
+
+
+def test_a_scan_of_another_part_of_the_head_is_left_out(subject):
+    """A slab of four planes at the bottom of a long head: crops far above it get slices of their own."""
+    t1, t2 = (np.tile(scan, (1, 1, 4)) for scan in (subject.t1, subject.t2))
+    geometry = SliceGeometry(axis=2, thickness=2, spacing=2, first_center=0.5, count=2)
+    scan = ThickScan("slab", acquire(t2, geometry), geometry)
+    slab = replace(subject, t1=t1, t2=t2, shape=t2.shape, scans=(scan,))
+    samples = samples_of(slab, UNKNOWN_GEOMETRY=0, FROM_FILE=1)
+    draws = [samples.draw(number) for number in range(20)]
+    assert 0 < sum(bool(drawn["from file"]) for drawn in draws) < 20
+    assert samples.batch(range(20))["inputs"].isfinite().all()
 
 
 def test_an_atlas_volume_has_1573_published_patches():

@@ -154,11 +154,14 @@ class ThickSliceSamples(Dataset):
             scan = head.scans[rng.integers(len(head.scans))]
         turn = _Turn(head.shape, int(rng.integers(3)) if scan is None else scan.geometry.axis, rng)
         corner = turn.corner(self._corner(head, rng), self.patch)
+        if scan:
+            inside = turn.slices(scan.geometry, slice(corner[2] - REACH, corner[2] + self.patch + REACH))[1]
+            scan = scan if inside.start < inside.stop else None  # None: of another part of the head
         margins = np.array([0, 0, REACH] if known else [self.MARGIN, self.MARGIN, REACH])
         shape = self.patch + 2 * margins
         drawn = {"known": known, "place": turn.place(head.place, corner - margins)}
         drawn |= self._changes(head, turn, corner, margins, shape, scan is None, rng)
-        drawn |= self._slices(head, scan, turn, corner, shape[2], known, rng)
+        drawn |= self._slices(scan, turn, corner, shape[2], known, rng)
         blurs = self._blurs(scan is None, rng)
         drawn |= _along_axes("t2", shape, _blurring(shape, blurs[1]))
         drawn |= self._t1(shape, _blurring(shape, blurs[0]), rng)
@@ -223,7 +226,6 @@ class ThickSliceSamples(Dataset):
 
     def _slices(
         self,
-        head: BankedHead,
         scan: BankedScan | None,
         turn: _Turn,
         corner: np.ndarray,
@@ -240,14 +242,10 @@ class ThickSliceSamples(Dataset):
                 return drawn | {"geometry": geometry}
             drawn["slices place"] = np.zeros(4, int)
         else:
-            whole = scan.geometry.on_axis(2, turn.shape[2] if turn.reverses else None)
-            first_plane = corner[2] - REACH
-            inside = _slices_inside(whole, slice(first_plane, first_plane + length))
-            geometry = replace(
-                whole,
-                first_center=float(whole.centers[inside.start] - first_plane),
-                count=inside.stop - inside.start,
-            )
+            first = corner[2] - REACH
+            whole, inside = turn.slices(scan.geometry, slice(first, first + length))
+            first_center, count = float(whole.centers[inside.start] - first), inside.stop - inside.start
+            geometry = replace(whole, first_center=first_center, count=count)
             start = np.array([corner[0], corner[1], inside.start])
             drawn["slices place"] = turn.place(scan.place, start, scan.geometry.count)
         most = length + 1 if self._bank.slices.numel() else length // 2 + 2
@@ -458,7 +456,6 @@ class _Turn:
         self._order = np.array([*in_plane, axis])
         self._steps = rng.choice([-1, 1], 3)
         self.shape = np.array(shape)[self._order]  # of the turned head
-        self.reverses = self._steps[2] < 0  # the axis that comes last
 
     def corner(self, corner: np.ndarray, size: int) -> np.ndarray:
         """First voxel, in the turned head, of a crop of this size that begins at ``corner`` in the head as it was."""
@@ -480,6 +477,11 @@ class _Turn:
         shape = self.shape if slices is None else np.array([*self.shape[:2], slices])
         origin = place.first - np.sum(strides * (shape - 1), where=self._steps < 0)
         return np.array([origin + np.sum(strides * start), *strides])
+
+    def slices(self, geometry: SliceGeometry, planes: slice) -> tuple[SliceGeometry, slice]:
+        """A stack of the head, turned with it, and the numbers of its slices that lie between these planes."""
+        turned = geometry.on_axis(2, self.shape[2] if self._steps[2] < 0 else None)
+        return turned, _slices_inside(turned, planes)
 
 
 def _block(volume: np.ndarray, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
