@@ -49,18 +49,26 @@ def voxels(shape=SHAPE) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 900, shape)
 
 
+def new_image(sop_class, manufacturer):
+    """A 2-D MR image of 12 bits without its pixels."""
+    image, meta = Dataset(), FileMetaDataset()
+    meta.MediaStorageSOPClassUID = image.SOPClassUID = sop_class
+    meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta = meta
+    image.Modality, image.Manufacturer, image.MRAcquisitionType = "MR", manufacturer, "2D"
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+    return image
+
+
 def write_series(folder, array=None, axes=AXIAL, skip=(), number=5, description="t2_tse", heights=None, **tags):
     """A 2-D series of classic DICOM files, a file for each slice."""
     array = voxels() if array is None else array
     folder.mkdir(parents=True, exist_ok=True)
     series = generate_uid()
     for k in sorted(set(range(array.shape[2])) - set(skip)):
-        image, meta = Dataset(), FileMetaDataset()
-        meta.MediaStorageSOPClassUID = image.SOPClassUID = MRImageStorage
-        meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        image.file_meta = meta
-        image.Modality, image.Manufacturer, image.MRAcquisitionType = "MR", "Siemens", "2D"
+        image = new_image(MRImageStorage, "Siemens")
         image.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
         image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", series
         image.SeriesNumber, image.InstanceNumber, image.SeriesDescription = number, k + 1, description
@@ -70,8 +78,6 @@ def write_series(folder, array=None, axes=AXIAL, skip=(), number=5, description=
         image.ImageOrientationPatient = [f"{value:.8g}" for value in (*axes[:, 0], *axes[:, 1])]
         image.PixelSpacing, image.SliceThickness, image.SpacingBetweenSlices = [VOXEL[1], VOXEL[0]], 4, VOXEL[2]
         image.Columns, image.Rows = array.shape[:2]
-        image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
-        image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
         image.PixelData = np.ascontiguousarray(array[..., k].T.astype("<u2")).tobytes()
         for key, value in (PERSONAL | tags).items():
             setattr(image, key, value)
@@ -223,18 +229,11 @@ def write_enhanced(folder, axes, order):
     """The same series as one file of the enhanced format, its frames in any order."""
     array = voxels()
     folder.mkdir(parents=True)
-    image, meta = Dataset(), FileMetaDataset()
-    meta.MediaStorageSOPClassUID = image.SOPClassUID = EnhancedMRImageStorage
-    meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.file_meta = meta
-    image.Modality, image.Manufacturer, image.MRAcquisitionType = "MR", "Philips", "2D"
+    image = new_image(EnhancedMRImageStorage, "Philips")
     image.ImageType = ["ORIGINAL", "PRIMARY", "T2", "NONE"]
     image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", generate_uid()
     image.SeriesNumber, image.InstanceNumber, image.SeriesDescription = 5, 1, "t2_tse"
     image.Columns, image.Rows, image.NumberOfFrames = *SHAPE[:2], SHAPE[2]
-    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
-    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
 
     def group(**values):
         item = Dataset()
