@@ -71,15 +71,16 @@ def test_workers_that_are_not_forked_make_the_same_samples(tmp_path, monkeypatch
     assert numbers_of(Numbered(tmp_path), range(2), workers=1) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_batches_of_the_device_are_those_of_the_workers():
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_batches_of_the_device_are_those_of_the_workers(at_once):
     """Made here by the thread that makes them on a GPU: in order, all of them, each as the workers make it."""
     shapes = random_shapes((24, 26, 30), np.random.default_rng(0))
     samples = ThickSliceSamples([Subject("01", *shapes, shape=shapes[0].shape)], [1], seed=0, patch=16)
     steps = range(2, 8)
     by_workers = training_batches(samples, steps, 2, 0, Processes(), CPU)
     numbers = SampleNumbers(steps.start, steps.stop, 2)
-    draws = iter(DataLoader(samples.draws(), 2, sampler=numbers, collate_fn=stacked))
-    on_device = made_on_device(draws, samples.to(CPU), CPU)
+    draws = iter(DataLoader(samples.draws(), 2 * at_once, sampler=numbers, collate_fn=stacked))
+    on_device = made_on_device(draws, 2, samples.to(CPU), CPU)
     pairs = list(zip(by_workers, on_device, strict=True))
     assert len(pairs) == len(steps)
     for one, other in pairs:
@@ -91,4 +92,4 @@ def test_batches_of_the_device_are_those_of_the_workers():
 def test_what_fails_on_the_device_is_not_lost():
     samples = ThickSliceSamples([], [1], seed=0)
     with pytest.raises(ValueError):
-        list(made_on_device(map(samples.draw, range(4)), samples, CPU))
+        list(made_on_device(map(samples.draw, range(4)), 2, samples, CPU))

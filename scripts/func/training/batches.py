@@ -23,7 +23,9 @@ from func.training.signals import ignore_signals
 
 # A forked worker shares the scans with its parent. macOS's own libraries do not survive a fork.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-BATCHES_AHEAD = 4  # that the device makes before they are needed
+# A GPU makes the samples of several small steps at once: most of its time goes to starting operations, not to samples.
+SAMPLES_AT_ONCE = 64
+MADE_AHEAD = 2  # so many samples, so often, before they are needed
 
 
 class SampleNumbers(Sampler):
@@ -62,11 +64,12 @@ def training_batches(
         BabyAIError: the new ones were killed too, before they had made a batch.
     """
     on_device = samples.to(device) if isinstance(samples, ThickSliceSamples) and device.type == "cuda" else None
+    part = batch_size // processes.count
     step, failures = steps.start, 0
     while step < steps.stop:
         loader = DataLoader(
             samples.draws() if on_device else samples,
-            batch_size // processes.count,
+            part * max(1, SAMPLES_AT_ONCE // part) if on_device else part,
             sampler=SampleNumbers(step, steps.stop, batch_size, processes.rank, processes.count),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
@@ -79,7 +82,7 @@ def training_batches(
         # PyTorch's own handler would raise the death of a worker anywhere, in the middle of an optimiser's step too.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            for batch in made_on_device(batches, on_device, device) if on_device else batches:
+            for batch in made_on_device(batches, part, on_device, device) if on_device else batches:
                 yield {name: part.to(device, non_blocking=True) for name, part in batch.items()}
                 step, failures = step + 1, 0
         except RuntimeError as error:
@@ -95,10 +98,15 @@ def training_batches(
 
 
 def made_on_device(
-    draws: Iterator[Draws], samples: ThickSliceSamples, device: torch.device
+    draws: Iterator[Draws], batch_size: int, samples: ThickSliceSamples, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches of what was drawn, which a thread makes on the device, ahead of the steps that take them."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    """The batches of what was drawn, which a thread makes on the device, ahead of the steps that take them.
+
+    Args:
+        draws: of one batch or of several at a time, which are made together.
+    """
+    # Of high priority: these many small operations would else each wait for the network's large ones.
+    stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def make() -> tuple[dict[str, Tensor], torch.cuda.Event | None] | None:
         drawn = next(draws, None)
@@ -108,12 +116,14 @@ def made_on_device(
             return samples.made_from(drawn), stream and stream.record_event()
 
     with ThreadPoolExecutor(1) as thread:
-        pending = deque(thread.submit(make) for _ in range(BATCHES_AHEAD))
+        pending = deque(thread.submit(make) for _ in range(MADE_AHEAD))
         while made := pending.popleft().result():
             pending.append(thread.submit(make))
-            batch, event = made
+            batches, event = made
             if event:
                 event.wait()
-                for part in batch.values():
+                for part in batches.values():
                     part.record_stream(torch.cuda.current_stream(device))
-            yield batch
+            split = {name: part.split(batch_size) for name, part in batches.items()}
+            for parts in zip(*split.values(), strict=True):
+                yield dict(zip(split, parts, strict=True))
