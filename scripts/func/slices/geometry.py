@@ -261,15 +261,17 @@ def slice_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
 def upsampling_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
     """Cubic-spline interpolation from slices, at their true positions, to planes: shape (length, count), float64.
 
-    The spline has mirror boundaries, as in ITK and SciPy; beyond the outermost slice centres their values are kept.
+    The B-spline has mirror boundaries, as in ITK and SciPy; beyond the outermost slice centres their values are kept.
+    Between fewer than four slices it is linear.
     """
-    positions = np.clip((np.arange(length) - geometry.first_center) / geometry.spacing, 0, geometry.count - 1)
-    order = 3 if geometry.count > 3 else min(1, geometry.count - 1)
-    columns = [
-        ndimage.map_coordinates(unit, positions[None], order=order, mode="mirror")
-        for unit in np.eye(geometry.count, dtype=np.float64)
-    ]
-    return _frozen(np.stack(columns, axis=1))
+    count = geometry.count
+    positions = np.clip((np.arange(length) - geometry.first_center) / geometry.spacing, 0, count - 1)[:, None]
+    if count < 4:
+        return _frozen(np.maximum(1 - np.abs(positions - np.arange(count)), 0))
+    distance = np.abs(positions - np.arange(-1, count + 1))
+    near, far = 2 / 3 - distance**2 + distance**3 / 2, np.maximum(2 - distance, 0) ** 3 / 6
+    coefficients = ndimage.spline_filter1d(np.eye(count), axis=0, mode="mirror")
+    return _frozen(np.where(distance < 1, near, far) @ np.pad(coefficients, ((1, 1), (0, 0)), "reflect"))
 
 
 @lru_cache(maxsize=64)
