@@ -99,15 +99,15 @@ class ThickSliceSamples(Dataset):
     GAP = 0.2  # up to a fourth of the slice thickness
     WIDE_GAP = 0.15  # up to the slice thickness
     FROM_FILE = 0.5  # of those of subjects that have thick-slice scans
-    NEW_CONTRAST = BIAS = 0.1
-    NOISE = 0.15
-    T1_NOISE = MISALIGNMENT = 0.1
+    NEW_CONTRAST = BIAS = 0.08
+    NOISE = 0.1
+    T1_NOISE = MISALIGNMENT = 0.08
     SOFT = 0.06
     FINE_IN_PLANE = 0.2
-    LESIONS = 0.2
-    THICK_T1 = 0.15
+    LESIONS = 0.25
+    THICK_T1 = 0.12
     CUT_T1 = 0.03
-    UNKNOWN_GEOMETRY = 0.12
+    UNKNOWN_GEOMETRY = 0.03
     TILTED = 0.7  # of those with unknown geometry
 
     def __init__(
