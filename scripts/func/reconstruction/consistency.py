@@ -118,7 +118,7 @@ def bad_slices(slices: np.ndarray) -> list[int]:
         head = heads[..., below].any(axis=2) & heads[..., above].any(axis=2)
         if head.sum() < 0.1 * areas.max():
             continue
-        own, *sides = (slices[head][:, part].mean(axis=0) for part in (number, below, above))
+        own, *sides = (slices[..., part][head].mean(axis=0) for part in (number, below, above))
         darker, brighter = sorted(side.max() for side in sides)
         if own < _BRIGHTNESS * darker or own > brighter / _BRIGHTNESS:
             found.append(number)

@@ -137,7 +137,9 @@ def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str, tuple[float,
     low, high = head_box(scans.result)
     centre, width = (low + high) / 2 + BESIDE_MIDLINE, float((high - low).max())
     points = {plane: _square(plane, centre, width) for plane in PLANES}
-    shown = {plane: _sampled(scans, there) for plane, there in points.items()}
+    # All planes at once: each scan is fitted by a spline once.
+    sampled = _sampled(scans, np.stack([*points.values()]))
+    shown = {plane: {row: values[i] for row, values in sampled.items()} for i, plane in enumerate(points)}
     zoomed = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
     middle = _place_to_zoom(scans, zoomed, points[zoomed], shown[zoomed], width)
     shown["zoom"] = _sampled(scans, _square(zoomed, middle, ZOOM))

@@ -40,6 +40,7 @@ _FOREGROUND = 0.05  # of the 99th percentile, as in func.reports.scores
 _DEEP = 15.0  # mm below the surface, or half the way in
 _BONE = (2.0, 12.0)  # mm below the surface of a head
 _LEAST_BONE = 0.045  # of what lies there: dark voxels, in whole heads 0.07 to 0.1, in brains 0 to 0.03
+_SMOOTHING = 2.0  # mm, standard deviation in-plane, of slices that are compared with their neighbours
 _FULL_SLICE = 0.5  # slices with less head than this share of the fullest one say little about motion
 
 
@@ -312,7 +313,10 @@ def slice_jumps(slices: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.n
         Movements in mm, shape (count - 2, 3): displacement along the two axes, and how far the turn about the head's
         middle moves a voxel, root mean square over the head. And differences of log intensity, shape (count - 2,).
     """
-    smooth = ndimage.gaussian_filter(slices, [2 / sizes[0], 2 / sizes[1], 0])
+    smooth = ndimage.gaussian_filter(slices, [_SMOOTHING / sizes[0], _SMOOTHING / sizes[1], 0])
+    # So smooth a slice is known by far fewer pixels.
+    steps = np.maximum(1, np.rint(_SMOOTHING / 2 / sizes).astype(int))
+    smooth, sizes = smooth[:: steps[0], :: steps[1]], sizes * steps
     middle, beside = smooth[..., 1:-1], (smooth[..., :-2] + smooth[..., 2:]) / 2
     inside = (beside > _FOREGROUND) & (middle > _FOREGROUND)
     counts = np.maximum(inside.sum(axis=(0, 1)), 1)

@@ -165,13 +165,14 @@ class _Pair:
     """
 
     def __init__(self, fixed: nib.Nifti1Image, moving: nib.Nifti1Image, scaled: bool = False) -> None:
-        self.reference, self.floating = _prepared(fixed, scaled), _prepared(moving, scaled)
+        with ThreadPoolExecutor(2) as pool:  # SciPy lets go of Python's lock
+            self.reference, self.floating = pool.map(lambda image: _prepared(image, scaled), (fixed, moving))
         self.swapped = _is_better_reference(self.floating, self.reference)
         if self.swapped:
             self.reference, self.floating = self.floating, self.reference
         # A brain's outline is none in a whole head, and would be drawn to the head's.
         self.outlined = not _is_extracted(self.reference) or _is_extracted(self.floating)
-        with ThreadPoolExecutor(2) as pool:  # SciPy lets go of Python's lock
+        with ThreadPoolExecutor(2) as pool:
             references = pool.submit(_pyramid, self.reference)
             floatings = _pyramid(_padded(_at_spacing(self.floating, 1)))
             references = references.result()
@@ -322,8 +323,9 @@ def _head(volume: _Volume, margin: float) -> np.ndarray:
 
 def _center(volume: _Volume) -> np.ndarray:
     """Centre of mass of the head, world mm."""
-    inside = np.argwhere(_foreground(volume.array))
-    return apply_affine(volume.affine, np.average(inside, axis=0, weights=volume.array[tuple(inside.T)]))
+    head = np.where(_foreground(volume.array), volume.array, 0)
+    along_axes = (head.sum(axis=tuple(other for other in range(3) if other != axis), dtype=float) for axis in range(3))
+    return apply_affine(volume.affine, [np.average(np.arange(len(sums)), weights=sums) for sums in along_axes])
 
 
 class _Level:
@@ -432,9 +434,10 @@ def _samples(reference: _Volume, most: int, margin: float) -> np.ndarray:
     that lay the two grids upon each other, since there interpolation does not blur.
     """
     random = np.random.default_rng(0)
-    voxels = np.argwhere(_head(reference, margin))
+    voxels = np.flatnonzero(_head(reference, margin))
     if len(voxels) > most:
         voxels = voxels[random.choice(len(voxels), most, replace=False)]
+    voxels = np.column_stack(np.unravel_index(voxels, reference.array.shape))
     sizes = voxel_sizes(reference.affine)
     return voxels + random.uniform(-0.5, 0.5, voxels.shape) * (sizes < _THICK * np.median(sizes))
 
@@ -458,8 +461,9 @@ def _interpolated(array: np.ndarray, voxels: np.ndarray) -> tuple[np.ndarray, np
 
 def _overlap(reference: _Volume, floating: _Volume, matrix: np.ndarray) -> float:
     """Share of the reference's head inside the floating volume's field of view."""
-    head = apply_affine(reference.affine, np.argwhere(_foreground(reference.array))[::50])
-    voxels = apply_affine(np.linalg.inv(floating.affine) @ matrix, head)
+    head = np.flatnonzero(_foreground(reference.array))[::50]
+    head = np.column_stack(np.unravel_index(head, reference.array.shape))
+    voxels = apply_affine(np.linalg.inv(floating.affine) @ matrix @ reference.affine, head)
     return float(((voxels > -0.5) & (voxels < np.array(floating.array.shape) - 0.5)).all(axis=1).mean())
 
 

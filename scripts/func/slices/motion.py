@@ -180,7 +180,8 @@ def _roughly(fits: list[_Fit], groups: np.ndarray | None, start: Motion | None) 
         groups = _interleaved(interleaving, count)
         parameters = [poses[np.argsort(groups)] for poses in loose]
     poses = refined(parameters, groups, _MIDDLE)
-    return [fit.motion(parameters, groups, _MIDDLE) for fit, parameters in zip(fits, poses, strict=True)]
+    with ThreadPoolExecutor(len(fits)) as pool:
+        return list(pool.map(lambda fit, poses: fit.motion(poses, groups, _MIDDLE), fits, poses))
 
 
 def _halved(
