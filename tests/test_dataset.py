@@ -144,6 +144,17 @@ def test_the_truth_agrees_with_the_slices(subject):
         assert sample["baseline"][1] > 0.005
 
 
+def test_planes_that_no_slice_of_the_crop_sees_count_nothing(subject):
+    """Where the projection leaves an estimate alone, the slices tell nothing, and errors are not its fault."""
+    samples = samples_of(subject, UNKNOWN_GEOMETRY=0, GAP=0, WIDE_GAP=0, PROFILE_SHARES=(1, 0, 0))
+    unseen = 0
+    for sample in map(samples.__getitem__, range(6)):
+        seen = sample["projection"].any(dim=1)
+        assert not sample["weight"][..., ~seen].any() and sample["weight"][..., 8:16].any()
+        unseen += int((~seen).sum())
+    assert unseen
+
+
 def test_without_geometry_nothing_is_corrected(subject):
     samples = samples_of(subject, UNKNOWN_GEOMETRY=1)
     for number in range(6):

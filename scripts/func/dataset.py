@@ -329,7 +329,6 @@ class ThickSliceSamples(Dataset):
         _add_noise(slices, drawn["noise"], drawn["seeds"][:, 0])
         upsampled = slicing.upsample(slices)
         suggested, t1_detail = suggested_detail(t1, slices, slicing)
-        suggested, t1_detail = (detail * each(on("t1")) for detail in (suggested, t1_detail))
         t1, t2, weight, upsampled, suggested, t1_detail = (
             volume[..., crop] for volume in (t1, t2, weight, upsampled, suggested, t1_detail)
         )

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from func.errors import BabyAIError, collect_warnings
 from func.slices.geometry import (
@@ -88,6 +89,22 @@ class TestOperators:
     def test_damping_lets_the_slices_count_for_less(self, geometry, volume):
         corrections = [np.abs(consistency_matrix(geometry, SHAPE[geometry.axis], d)).sum() for d in (0, 0.1, 1, 10)]
         assert corrections == sorted(corrections, reverse=True)
+
+
+@pytest.mark.parametrize("values", [[3.0], [1.0, 5.0], [1.0, 5.0, 2.0]])
+def test_few_slices_are_interpolated_linearly(values):
+    geometry = SliceGeometry(0, 4.0, 4.0, 2.5, len(values), "box")
+    expected = np.interp(np.arange(16), geometry.centers, values)
+    np.testing.assert_allclose(upsample(np.array(values), geometry, 16), expected, atol=1e-12)
+
+
+def test_up_sampling_is_scipys_cubic_spline():
+    """With mirror boundaries; beyond the outermost slice centres their values are kept."""
+    geometry = SliceGeometry(0, 3.0, 3.7, 1.3, 6, "box")
+    slices = np.random.default_rng(2).normal(size=6)
+    places = np.clip((np.arange(24) - 1.3) / 3.7, 0, 5)
+    expected = ndimage.map_coordinates(slices, places[None], order=3, mode="mirror")
+    np.testing.assert_allclose(upsample(slices, geometry, 24), expected, atol=1e-12)
 
 
 def test_adjoining_box_slices_get_their_residual_back_on_their_planes():

@@ -60,7 +60,7 @@ def with_contrast(scans: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     # Every third voxel along each axis tells the brightness well enough.
     sparse = changed[:, ::3, ::3, ::3].flatten(1)
     brightest = sparse.kthvalue(round(0.995 * sparse.shape[1]), dim=1).values.clamp(min=0.3)
-    return changed / each(brightest) * (scans > 0)
+    return changed / each(brightest)
 
 
 def each(values: Tensor) -> Tensor:
