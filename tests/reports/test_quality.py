@@ -69,11 +69,12 @@ def test_brightness_of_the_halves(small_head, slices):
     assert any("differ in brightness" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize("finer", [1, 3])
 @pytest.mark.parametrize("shift", [(0.6, 0.0), (0.0, -1.2)])
-def test_jumps_are_in_millimetres(shift):
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 40)] * 2, np.linspace(-1, 1, 9), indexing="ij")
+def test_jumps_are_in_millimetres(shift, finer):
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 40 * finer)] * 2, np.linspace(-1, 1, 9), indexing="ij")
     blobs = np.exp(-4 * ((x - 0.1 * z) ** 2 + 2 * y**2)) + 0.5 * np.exp(-30 * ((x - 0.4) ** 2 + (y + 0.3) ** 2))
-    sizes = np.array([0.8, 1.5])
+    sizes = np.array([0.8, 1.5]) / finer
     blobs[..., 4] = ndimage.shift(blobs[..., 4], np.array(shift) / sizes, order=3, mode="nearest")
     shifts, brightness = slice_jumps(blobs, sizes)
     np.testing.assert_allclose(shifts[3], [*shift, 0], atol=0.15)

@@ -213,6 +213,16 @@ def test_a_coil_near_one_side_makes_no_contrast(newborn):
     assert registration.verdict != "failed"
 
 
+@pytest.mark.parametrize("unit", [0.1, 10])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_header_in_another_unit_is_told_as_that(newborn, unit, both):
+    scans = [newborn.stack, newborn.t1]
+    for index in range(1 + both):
+        scans[index] = nib.Nifti1Image(scans[index].dataobj, np.diag([unit, unit, unit, 1]) @ scans[index].affine)
+    with pytest.raises(BabyAIError, match=r"the volume shows a head of .* ml by its header.* correct its pixdim"):
+        register_rigid(*scans)
+
+
 def test_too_few_slices_are_refused(newborn):
     image = nib.Nifti1Image(np.asarray(newborn.t1.dataobj)[:, :, 40:42], newborn.t1.affine)
     with pytest.raises(BabyAIError, match="has 2 of the 4 slices"):

@@ -202,7 +202,7 @@ class AcquiredCase(WorkingCase):
             beyond = (
                 "there the result is the slices' cubic interpolation"
                 if self.frame is None
-                else "the result has the T1w's, and --space t2 the T2w's"
+                else "the result ends with it, and --space t2 keeps all of the T2w"
             )
             warn(
                 f"The field of view of {name_of(case.t1)} leaves out {missed:.0%} of what {name_of(case.t2)} shows; "

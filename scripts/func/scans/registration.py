@@ -40,6 +40,8 @@ _THICK = 1.5
 # Samples, by resolution in mm, beyond which the similarity gains nothing in precision.
 _MOST_SAMPLES = {8: 3_000, 4: 20_000, 2: 40_000, 1: 40_000}
 _FEWEST_PLANES = 4
+# ml: fewer would be a head in cm, which has a thousandth of its volume; more one of 2 m.
+_HEAD_VOLUME = 3.0, 50_000.0
 _MARGIN = 8.0  # mm around the head that are sampled too, so that its outline counts
 # Standard deviation of the smoothing that leaves nothing but a coil's shading, and how finely that is known, mm.
 _SHADING, _SHADING_STEP = 25.0, 4.0
@@ -127,7 +129,7 @@ def register_rigid(
             rigid part that keeps the moving head's centre where it came to lie.
 
     Raises:
-        BabyAIError: an image has hardly any slices, or nothing in it.
+        BabyAIError: an image has hardly any slices, nothing in it, or voxels of no head's size.
     """
     pair = _Pair(fixed, moving, scaled)
     levels = pair.levels
@@ -219,6 +221,13 @@ def _prepared(image: nib.Nifti1Image, scaled: bool = False) -> _Volume:
         )
     if not array.any():
         raise BabyAIError(f"{name_of(image)} shows nothing that could be registered; check the scan.")
+    volume = 8 * _foreground(array[::2, ::2, ::2]).sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    low, high = _HEAD_VOLUME
+    if not low < volume < high:
+        raise BabyAIError(
+            f"{name_of(image)} shows a head of {volume:.2g} ml by its header, whose voxel sizes are wrong or in another "
+            "unit than mm; convert the scan again, or correct its pixdim, sform and qform."
+        )
     if not scaled:
         array = _evenly_lit(array, voxel_sizes(image.affine))
     return _Volume(np.minimum(array, np.percentile(array[array > 0], 99.5)), np.asarray(image.affine, float))
