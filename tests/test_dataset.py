@@ -186,6 +186,21 @@ def test_a_sample_without_a_t1w_tells_of_none(subject):
     assert torch.equal(with_t1["truth"], without["truth"])
 
 
+def test_a_t1w_may_be_cut_short(subject):
+    """From one side, along any axis of the column around the crop, and the T2w never."""
+    ends = set()
+    for number in range(16):
+        whole, cut = (samples_of(subject, CUT_T1=share, UNKNOWN_GEOMETRY=0, NOISE=0)[number] for share in (0, 1))
+        t1, kept = whole["inputs"][0] > 0.05, cut["inputs"][0] > 0.05
+        assert torch.equal(whole["truth"], cut["truth"])
+        for axis in range(3):
+            others = tuple(other for other in range(3) if other != axis)
+            lost = (t1 & ~kept).any(dim=others) & ~kept.any(dim=others)
+            if lost.any() and not lost.all():
+                ends.add((axis, bool(lost[0])))
+    assert len({axis for axis, _ in ends}) == 3 and len({first for _, first in ends}) == 2
+
+
 def test_the_rim_left_by_brain_extraction_counts_little(subject):
     rim = replace(subject, inner=subject.t2 > 0.5)
     sample = samples_of(rim, UNKNOWN_GEOMETRY=1)[0]

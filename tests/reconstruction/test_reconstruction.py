@@ -312,3 +312,11 @@ def test_large_volumes_take_the_fast_network_on_a_processor(small_head, monkeypa
     result = reconstruct(small_head.t1, small_head.t2, weights, device="cpu", network=choice)
     assert result.report["Computed"]["Network"] == used
     assert {name: network.runs > 0 for name, network in networks.items()} == {name: name == used for name in networks}
+
+
+def test_what_the_network_makes_of_a_mirror_is_mirrored_back():
+    volumes = np.random.default_rng(0).random((7, 16, 24, 16)).astype(np.float32)
+    estimates = Reconstructor(weights_of(Counting()), device="cpu", uncertainty=True).propose(volumes)
+    assert len(estimates) == 4
+    for estimate in estimates:
+        np.testing.assert_allclose(estimate, volumes[1], atol=1e-6)

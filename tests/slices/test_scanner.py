@@ -46,9 +46,9 @@ def test_a_stack_shows_the_head_where_it_lay(axis):
 
 @pytest.mark.parametrize("thickness", [2.0, None])
 def test_a_slice_is_the_mean_over_its_thickness(thickness):
-    """Across its slices a Gaussian of 5 mm has the variance of the box added."""
+    """Across its slices a Gaussian of 2 mm has the variance of the box added."""
     affine = grid_around((4, 0, 7), (40, 40, 15), (1, 1, 3), (10, 20, -15))
-    profile = np.asarray(scan(blob((4, 0, 7)), (40, 40, 15), affine, 2, thickness).dataobj, float).sum(axis=(0, 1))
+    profile = np.asarray(scan(blob((4, 0, 7), 2.0), (40, 40, 15), affine, 2, thickness).dataobj, float).sum(axis=(0, 1))
     places = 3.0 * (np.arange(15) - 7)
     variance = np.average(np.square(places), weights=profile)
-    assert np.isclose(variance, 25 + (thickness or 3) ** 2 / 12, rtol=0.02)
+    assert np.isclose(variance, 4 + (thickness or 3) ** 2 / 12, rtol=0.02)
