@@ -269,9 +269,10 @@ def upsampling_matrix(geometry: SliceGeometry, length: int) -> np.ndarray:
     if count < 4:
         return _frozen(np.maximum(1 - np.abs(positions - np.arange(count)), 0))
     distance = np.abs(positions - np.arange(-1, count + 1))
-    near, far = 2 / 3 - distance**2 + distance**3 / 2, np.maximum(2 - distance, 0) ** 3 / 6
+    near, rest = 2 / 3 - distance * distance * (1 - distance / 2), np.maximum(2 - distance, 0)
     coefficients = ndimage.spline_filter1d(np.eye(count), axis=0, mode="mirror")
-    return _frozen(np.where(distance < 1, near, far) @ np.pad(coefficients, ((1, 1), (0, 0)), "reflect"))
+    weights = np.where(distance < 1, near, rest * rest * rest / 6)
+    return _frozen(weights @ np.pad(coefficients, ((1, 1), (0, 0)), "reflect"))
 
 
 @lru_cache(maxsize=64)
