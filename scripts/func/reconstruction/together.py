@@ -319,7 +319,7 @@ class Together:
         refined = []
         for index, stack in enumerate(self.stacks):
             views, dampings = ([*of_all[:index], *of_all[index + 1 :]] for of_all in (self.views, self.dampings))
-            shown = agree_with_stacks(estimate, views, dampings, _ROUGH_STEPS) if views else volume
+            shown = agree_with_stacks(estimate, views, dampings, _ROUGH_STEPS) if views else estimate
             image = image_of(np.maximum(shown, 0), self.affine, self.stacks[0].case.t2)
             by_slice = stack.motion or self.t1 is None
             refined.append(stack.refined_upon(image, self.settings.motion) if by_slice else stack.laid_upon(image))

@@ -43,7 +43,9 @@ _COARSE = ((3.0, 4), (1.5, 4))
 _MIDDLE = ((1.5, 3),)
 _FINE = ((1.5, 3), (0.8, 4))
 _LARGE = 2  # mm: voxels for a first look, which tells most heads that lay still from those that moved
-_INDEPENDENT = 0.05  # share of the pixels that tell something of their own: what a volume lacks, it lacks over an area
+# Share of the pixels of 1 mm that tell something of their own: what a volume lacks, it lacks over an area, and what a T1w
+# does not tell of the slices' contrast it does not tell of all of a tissue.
+_INDEPENDENT = {_SAME: 0.01, _WHOLE: 0.005, _OF_HEAD: 0.005}
 _STEP = 0.15  # mm that a head moves from one slice to the next, but for jumps
 _LOOSE_STEP = 3.0  # mm, while the order of acquisition is not known
 _LONGEST_STEP = 2.0  # mm that a pose changes at once
@@ -350,7 +352,7 @@ class _Fit:
         head = (seen > _FAINTEST * seen.max()) | (shown > _FAINTEST * shown.max())
         scale = 1.4826 * float(np.median(np.abs(error[head]))) + 1e-9
         weights = np.square(np.clip(1 - np.square(error / (_OUTLYING * scale)), 0, None))
-        weights *= _INDEPENDENT * self._size**2 / scale**2
+        weights *= _INDEPENDENT[self._kind] * self._size**2 / scale**2
         normals, targets = np.zeros((len(parameters), 6, 6)), np.zeros((len(parameters), 6))
         for index, part in self._parts():
             weighted = slopes[part].T * weights[part]
