@@ -170,9 +170,9 @@ class Reconstructor:
             estimate = estimates.mean(axis=0)
             volume = together.agreed(estimate)
             stopwatch.lap("Consistency")
-            if not last:
+            if not last and len(stacks) > 1:
                 # The slices fit their places in this volume better than in the first, and the network sees better ones.
-                together.refine(estimate, volume)
+                together.refine(estimate)
                 stopwatch.lap("Motion")
         for stack in together.stacks:
             if stack.motion:

@@ -302,24 +302,27 @@ class Together:
         if self.t1 is None:
             self._lay_upon_others()
             self._look()
-        # Once: a second round before the network made the places of simulated slices worse.
         estimate = self._guess()
-        self.refine(estimate, self._near_to(estimate))
-        return np.maximum(self._near_to(self._guess()), 0)
+        if len(self.stacks) > 1:
+            # Once: a second round before the network made the places of simulated slices worse.
+            self._weigh(estimate, self.noises)
+            self.refine(estimate)
+            estimate = self._guess()
+        return np.maximum(self._near_to(estimate), 0)
 
-    def refine(self, estimate: np.ndarray, volume: np.ndarray) -> None:
+    def refine(self, estimate: np.ndarray) -> None:
         """Lay each slice, and each stack that lay still, where it fits best what the other stacks show.
 
-        A stack's own slices would hold it where it is; one that is alone is laid upon all the same.
+        A stack's own slices would hold it where it is. So there must be others; one that is alone keeps the places that
+        the T1w gave it.
 
         Args:
             estimate: what the others are made to agree from, on the common grid.
-            volume: what all agree on.
         """
         refined = []
         for index, stack in enumerate(self.stacks):
             views, dampings = ([*of_all[:index], *of_all[index + 1 :]] for of_all in (self.views, self.dampings))
-            shown = agree_with_stacks(estimate, views, dampings, _ROUGH_STEPS) if views else estimate
+            shown = agree_with_stacks(estimate, views, dampings, _ROUGH_STEPS)
             image = image_of(np.maximum(shown, 0), self.affine, self.stacks[0].case.t2)
             by_slice = stack.motion or self.t1 is None
             refined.append(stack.refined_upon(image, self.settings.motion) if by_slice else stack.laid_upon(image))
