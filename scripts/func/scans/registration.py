@@ -225,7 +225,7 @@ def _prepared(image: nib.Nifti1Image, scaled: bool = False) -> _Volume:
     low, high = _HEAD_VOLUME
     if not low < volume < high:
         raise BabyAIError(
-            f"{name_of(image)} shows a head of {volume:.2g} ml by its header, whose voxel sizes are wrong, or in "
+            f"{name_of(image)} shows a head of {volume:,.1f} ml by its header, whose voxel sizes are wrong, or in "
             "another unit than mm; convert the scan again, or correct its pixdim, sform and qform."
         )
     if not scaled:
