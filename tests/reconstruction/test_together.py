@@ -1,15 +1,17 @@
 """Several stacks, or one that moved, as one volume: on a small head, with a network that proposes what it is given."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from func.reconstruction import acquired
 from func.reconstruction.acquired import RawSettings
 from func.reconstruction.reconstructor import Reconstructor
 from func.scans.case import Case
+from func.scans.registration import Registration
 from func.scans.resampling import resample
 from networks_for_tests import Unchanged, weights_of
 from stacks_for_tests import rigid, scanned, small_head
@@ -17,6 +19,8 @@ from stacks_for_tests import rigid, scanned, small_head
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 COUNTS = (20, 23, 20)
 THICKNESS = 4.0
+# T1w and T2w share a world here, so that registration takes no time.
+FITS = Registration(np.eye(4), similarity=0.5, sharpness=0.5, mirrored=0.5, overlap=1.0)
 ORDER = np.argsort(np.concatenate([np.arange(0, 20, 2), np.arange(1, 20, 2)]))
 
 
@@ -25,27 +29,17 @@ def head():
     return small_head()
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """T1w and T2w share a world here, so that registration takes no time."""
-
-    class Registered:
-        matrix = np.eye(4)
-
-        def to_sidecar(self):
-            return {}
-
-    monkeypatch.setattr(acquired, "register_rigid", lambda *_, **__: Registered())
-    monkeypatch.setattr(acquired, "check_same_head", lambda *_, **__: None)
-
-
 def stack(head, plane, **how) -> nib.Nifti1Image:
     axis = PLANES[plane]
     return scanned(head[1], axis, THICKNESS, COUNTS[axis], **how)
 
 
+def case_of(head, stack, registration=FITS) -> Case:
+    return replace(Case.of(head[0], stack, {"SliceThickness": THICKNESS}), registration=registration)
+
+
 def together(head, stacks, t1=True, uncertainty=False, **settings):
-    cases = [Case.of(head[0] if t1 else None, one, {"SliceThickness": THICKNESS}) for one in stacks]
+    cases = [case_of(head, one) if t1 else Case.of(None, one, {"SliceThickness": THICKNESS}) for one in stacks]
     reconstructor = Reconstructor(weights_of(Unchanged()), uncertainty=uncertainty)
     raw = RawSettings(**settings)
     if len(cases) == 1:

@@ -24,6 +24,7 @@ from func.networks.patches import count_patches, run_patches
 from func.networks.weights import Weights
 from func.reconstruction.acquired import RawSettings
 from func.reconstruction.consistency import HEAD, agree_with_slices
+from func.reconstruction.doubtful import settled
 from func.reconstruction.head import MARGIN, Head
 from func.reconstruction.on_grid import case_on_grid
 from func.reconstruction.together import PlacedStack, Together, motion_told
@@ -139,7 +140,8 @@ class Reconstructor:
         Args:
             cases: the stacks, of any planes, thicknesses and fields of view, each with the same T1w, or all without
                 one: then they are joined by registration and agreement alone, and nothing is inferred.
-            raw: how to reconstruct; the result has the frame and the intensities of the first stack.
+            raw: how to reconstruct; the result has the frame and the intensities of the first stack. Where it sets no
+                ``min_similarity``, stacks that do not surely fit the T1w are judged by those that do.
 
         Raises:
             BabyAIError: as :meth:`reconstruct`.
@@ -149,7 +151,10 @@ class Reconstructor:
             if self.weights.recipe == "babyai":
                 raise BabyAIError("The published weights take one T2w on the atlas grid; leave out --weights babyai.")
             stopwatch = Stopwatch()
-            stacks = [PlacedStack.of(case, raw) for case in cases]
+            judged = [(case, True) for case in cases]
+            if cases[0].t1 and raw.min_similarity is None:
+                judged = settled(cases)
+            stacks = [PlacedStack.of(case, raw, used) for case, used in judged]
             result = self._put_together(stacks, raw, stopwatch)
         return replace(result, warnings=tuple(warnings))
 

@@ -70,16 +70,23 @@ class PlacedStack:
     kept: np.ndarray
 
     @classmethod
-    def of(cls, case: Case, settings: RawSettings) -> PlacedStack:
+    def of(cls, case: Case, settings: RawSettings, used: bool = True) -> PlacedStack:
         """Register a stack to its T1w, if there is one, and look for motion in it.
+
+        Args:
+            case: as read.
+            settings: of the result.
+            used: whether its slices count; if not it need not fit the T1w.
 
         Raises:
             BabyAIError: as :class:`func.reconstruction.acquired.AcquiredCase`.
         """
+        if not used:
+            settings = replace(settings, motion="off", min_similarity=0.0)
         working = AcquiredCase(case, settings)
         head = Head.of(working)
         affine = working.affine @ from_matvec(np.eye(3), [part.start or 0 for part in head.box])
-        kept = np.ones(head.geometry.count, bool)
+        kept = np.full(head.geometry.count, used)
         kept[list(head.left_out)] = False
         searched = None
         if settings.motion != "off" and head.t1 is not None:
@@ -174,6 +181,11 @@ class Together:
         self._look()
 
     @property
+    def first(self) -> PlacedStack:
+        """The first stack that is used: the result has its intensities and, without a T1w, its frame."""
+        return next((stack for stack in self.stacks if stack.kept.any()), self.stacks[0])
+
+    @property
     def moved(self) -> bool:
         """Whether slices have places of their own, or such are still to be looked for."""
         return any(stack.motion for stack in self.stacks) or (self.t1 is None and self.settings.motion != "off")
@@ -234,15 +246,15 @@ class Together:
 
     def image(self, volume: np.ndarray) -> nib.Nifti1Image:
         """A volume of the common grid as the image that the user gets, in the first stack's own intensities."""
-        return self._image(self.stacks[0].head.scale.invert(volume))
+        return self._image(self.first.head.scale.invert(volume))
 
     def image_of_widths(self, widths: np.ndarray) -> nib.Nifti1Image:
         """Half-widths on the common grid, likewise."""
-        scale = self.stacks[0].head.scale
+        scale = self.first.head.scale
         return self._image(widths * (scale.high - scale.low))
 
     def _image(self, values: np.ndarray) -> nib.Nifti1Image:
-        first = self.stacks[0]
+        first = self.first
         source = image_of(np.maximum(values, 0).astype(np.float32), self.affine, self.t1 or first.case.t2)
         shape, affine = self._result_grid()
         matrix = np.linalg.inv(first.to_stack) if first.working.frame is None else None
@@ -250,7 +262,7 @@ class Together:
 
     def _result_grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
         """The first stack's, without a T1w widened to hold what the other stacks show beyond it."""
-        shape, affine = self.stacks[0].working.result_grid
+        shape, affine = self.first.working.result_grid
         if self.t1:
             return shape, affine
         corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(self.shape) - 1)
@@ -275,7 +287,7 @@ class Together:
 
         ``Weight`` is a stack's share in the agreement: how many of its pixels show the head, over the damping.
         """
-        told, first = [], self.stacks[0]
+        told, first = [], self.first
         weights = np.array(
             [(view.values > HEAD).sum() / damping for view, damping in zip(self.views, self.dampings, strict=True)]
         )
@@ -399,8 +411,9 @@ class Together:
             stack.coverage(shape, affine) * stack.brought_to(shape, affine, ndimage.gaussian_filter(stack.head.t2, 2.0))
             for stack in self.stacks
         ]
-        reference = shown[0].copy()
-        for index in range(1, len(self.stacks)):
+        used = [index for index, stack in enumerate(self.stacks) if stack.kept.any()]
+        reference = shown[used[0]].copy() if used else shown[0]
+        for index in used[1:]:
             both = (reference > _BRIGHT) & (shown[index] > _BRIGHT)
             if both.sum() < _ENOUGH:
                 warn(f"{name_of(self.stacks[index].case.t2)} shows nothing that the stacks before it show.")

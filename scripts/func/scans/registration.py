@@ -71,6 +71,7 @@ class Registration:
         sharpness: share of the mutual information that 4 mm and 4 degrees of displacement take away, at 4 mm.
         mirrored: mutual information of the mirrored head, laid on as well as it can be, over that of the head.
         overlap: share of the head in the sampled image that lies inside the other image's field of view.
+        confirmed: what other scans of the head show there agrees.
     """
 
     matrix: np.ndarray
@@ -78,14 +79,17 @@ class Registration:
     sharpness: float
     mirrored: float
     overlap: float
+    confirmed: bool = False
 
     @property
     def verdict(self) -> str:
         """``right``, ``failed``, or between the two ``unsure``.
 
         Right is a sharp peak that fits clearly better than its mirror image; or a very sharp one that fits a little
-        better, since some heads are nearly symmetric.
+        better, since some heads are nearly symmetric; or what other scans confirm.
         """
+        if self.confirmed:
+            return RIGHT
         if (
             self.similarity < LEAST_SIMILARITY
             or self.sharpness < LEAST_SHARPNESS
