@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from func.reconstruction.acquired import RawSettings
 from func.reconstruction.reconstructor import Reconstructor
+from func.reconstruction.together import PlacedStack, Together
 from func.scans.case import Case
 from func.scans.registration import Registration
 from func.scans.resampling import resample
@@ -107,6 +108,20 @@ def test_a_jump_in_mid_stack_is_undone(head):
     assert auto.residuals[0].shape == moved.shape
     assert error(auto, head) < 0.6 * error(off, head)
     assert error(auto, head) < 1.5 * error(best, head)
+
+
+def test_motion_that_the_t1_did_not_show_is_found_upon_the_other_stacks(head):
+    jump = rigid((2, -3, 2.5), (1.5, -1.0, 2.0))
+    poses = np.array([jump if time >= 12 else np.eye(4) for time in ORDER])
+    stacks = [stack(head, "coronal"), stack(head, "axial", poses=poses)]
+    placed = [PlacedStack.of(case_of(head, one), RawSettings(motion="off")) for one in stacks]
+    joined = Together(placed, RawSettings())
+    joined.first_volume()
+    still, moved = joined.stacks
+    assert still.motion is None and moved.motion is not None
+    # Slice 10 was acquired before the jump, slice 11 after it.
+    found = moved.poses[11] @ np.linalg.inv(moved.poses[10])
+    assert np.linalg.norm(apply_affine(found, np.zeros(3)) - jump[:3, 3]) < 0.8
 
 
 def test_a_head_that_lay_still_is_reconstructed_as_if_motion_were_not_looked_for(head):

@@ -325,6 +325,8 @@ class Together:
     def refine(self, estimate: np.ndarray) -> None:
         """Lay each slice, and each stack that lay still, where it fits best what the other stacks show.
 
+        In these, of the same contrast, motion shows that the T1w did not show.
+
         A stack's own slices would hold it where it is. So there must be others; one that is alone keeps the places that
         the T1w gave it.
 
@@ -336,8 +338,8 @@ class Together:
             views, dampings = ([*of_all[:index], *of_all[index + 1 :]] for of_all in (self.views, self.dampings))
             shown = agree_with_stacks(estimate, views, dampings, _ROUGH_STEPS)
             image = image_of(np.maximum(shown, 0), self.affine, self.stacks[0].case.t2)
-            by_slice = stack.motion or self.t1 is None
-            refined.append(stack.refined_upon(image, self.settings.motion) if by_slice else stack.laid_upon(image))
+            by_slice = stack.refined_upon(image, self.settings.motion)
+            refined.append(by_slice if by_slice.motion or self.t1 is None else stack.laid_upon(image))
         self.stacks = refined
         self._look()
 
