@@ -40,6 +40,11 @@ def test_csf_above_the_99th_percentile_survives_the_zero_based_scale(scan):
     assert scale_of(scan).invert(published_normalise(scan)).max() < 5000  # the published one flattens it
 
 
+def test_rounding_in_the_air_does_not_change_the_zero_based_scale(scan):
+    air = np.abs(np.random.default_rng(0).normal(0, 1e-10, (40, *scan.shape[1:]))).astype(np.float32)
+    assert zero_based_scale(np.concatenate([scan, air])) == zero_based_scale(scan)
+
+
 def test_scale_serves_torch_tensors(scan):
     torch = pytest.importorskip("torch")
     scale = Scale(10.0, 110.0)

@@ -15,6 +15,7 @@ from func.errors import BabyAIError
 
 # Keeps the denominator from zero; part of the published normalisation.
 _EPSILON = 1e-6
+_ROUNDING = 1e-6  # of the brightest voxel
 _MANY = 0.1  # of the voxels: so many of one value are air
 _PEAK = 0.05  # of the voxels: so many in a hundredth of the range are a peak
 _SOME = 0.02  # of the voxels: so many darker than air are tissue
@@ -52,10 +53,13 @@ def scale_of(array: np.ndarray, percentiles: tuple[float, float] = (1, 99)) -> S
 def zero_based_scale(array: np.ndarray, percentile: float = 99) -> Scale:
     """Zero stays zero, so that air needs no clipping; a percentile of the voxels above zero goes to 1.
 
+    What interpolation's rounding left in the air does not count.
+
     Raises:
         BabyAIError: no voxel is above zero.
     """
-    return Scale(0.0, float(np.percentile(_foreground(array), percentile)))
+    foreground = _foreground(array)
+    return Scale(0.0, float(np.percentile(foreground[foreground > _ROUNDING * foreground.max()], percentile)))
 
 
 def published_normalise(array: np.ndarray) -> np.ndarray:
