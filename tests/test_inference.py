@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 import inference
 import stand_in
 from func.networks.devices import report_out_of_memory
+from func.scans import registration
 from func.scans.files import save_json
 from func.scans.hub import find_weights
 from func.scans.nifti import image_of, save_volume
@@ -29,6 +30,12 @@ from stand_in import SHAPE, write_subject
 
 REPO_ROOT = Path(inference.__file__).resolve().parents[1]
 AXIAL_4_MM = SliceGeometry(axis=2, thickness=4, spacing=4, first_center=2.0, count=11)
+
+
+@pytest.fixture(autouse=True)
+def heads_may_be_tiny(monkeypatch):
+    """The scans of these tests are of a millilitre or less, which a head in cm would be."""
+    monkeypatch.setattr(registration, "_HEAD_VOLUME", (0.0, np.inf))
 
 
 @pytest.fixture
