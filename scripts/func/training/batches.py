@@ -64,12 +64,12 @@ def training_batches(
         BabyAIError: the new ones were killed too, before they had made a batch.
     """
     on_device = samples.to(device) if isinstance(samples, ThickSliceSamples) and device.type == "cuda" else None
-    part = batch_size // processes.count
+    own_size = batch_size // processes.count
     step, failures = steps.start, 0
     while step < steps.stop:
         loader = DataLoader(
             samples.draws() if on_device else samples,
-            part * max(1, SAMPLES_AT_ONCE // part) if on_device else part,
+            own_size * max(1, SAMPLES_AT_ONCE // own_size) if on_device else own_size,
             sampler=SampleNumbers(step, steps.stop, batch_size, processes.rank, processes.count),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
@@ -82,7 +82,7 @@ def training_batches(
         # PyTorch's own handler would raise the death of a worker anywhere, in the middle of an optimiser's step too.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            for batch in made_on_device(batches, part, on_device, device) if on_device else batches:
+            for batch in made_on_device(batches, own_size, on_device, device) if on_device else batches:
                 yield {name: part.to(device, non_blocking=True) for name, part in batch.items()}
                 step, failures = step + 1, 0
         except RuntimeError as error:
