@@ -50,6 +50,7 @@ DATA_DIR = REPO_ROOT / "data"  # holds sub-*_T1w.nii.gz and sub-*_T2w.nii.gz, in
 OUTPUT_DIR = REPO_ROOT / "results"
 WEIGHTS = "bundled"  # bundled, babyai (the published weights, from the Hub), or a file
 NETWORK = "auto"  # of the bundled two: large, fast, or auto: large, but fast for whole adult heads without a GPU
+RUNS = None  # 1 to 4 runs of the network, on other mirror images each, whose mean counts; None: 1, on a GPU 2
 DEVICE = "auto"  # auto, cpu, cuda or mps
 PRECISION = "auto"  # auto, float32 or bfloat16
 SPACE = None  # 1mm, t1 or t2: DATA_DIR holds raw scans, to be registered; None: pairs on one grid
@@ -103,7 +104,7 @@ def keep(pair: Pair, result: Path, making: dict, tally: Tally) -> None:
 def made_with(pair: Pair, weights: Path, arguments: argparse.Namespace) -> dict:
     """Entries of a result's JSON sidecar: all that decides what it is."""
     settings = {"Network": arguments.network, "Device": arguments.device, "Precision": arguments.precision}
-    settings["Uncertainty"] = arguments.uncertainty
+    settings |= {"Runs": arguments.runs, "Uncertainty": arguments.uncertainty}
     if arguments.space:
         settings |= {"Space": arguments.space, "VoxelSize": arguments.voxel_size, "Motion": arguments.motion}
         settings |= stated_slices(arguments)
@@ -157,7 +158,13 @@ def reconstruct_pairs(
 
         raw = raw_settings(arguments)
         reconstructor = Reconstructor(
-            weights, arguments.device, arguments.precision, arguments.uncertainty, progress, network=arguments.network
+            weights,
+            arguments.device,
+            arguments.precision,
+            arguments.uncertainty,
+            progress,
+            network=arguments.network,
+            runs=arguments.runs,
         )
         stopwatch.lap("Start")
         for pair, reading in readings:
@@ -354,6 +361,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=NETWORK,
         help="of the bundled two (default: %(default)s)",
     )
+    add(
+        "--runs",
+        type=int,
+        choices=(1, 2, 3, 4),
+        default=RUNS,
+        help="of the network, on mirror images, whose mean is better (default: 1, on a GPU 2)",
+    )
     add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s")
     add_outputs(parser.add_argument_group("what is written"))
@@ -478,6 +492,10 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--voxel-size is for raw scans (--t2 and --output, or --space)")
     if arguments.uncertainty and arguments.weights == "babyai":
         parser.error("--uncertainty was calibrated for the bundled weights, not for the published ones")
+    if arguments.uncertainty and arguments.runs not in (None, 4):
+        parser.error("--uncertainty takes four runs; leave --runs out")
+    if arguments.weights == "babyai" and arguments.runs not in (None, 1):
+        parser.error("the published procedure runs its network once; leave --runs out")
     if arguments.space and arguments.weights == "babyai":
         parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not raw ones")
     stacks = [path.resolve() for path in arguments.t2 or ()]

@@ -48,7 +48,7 @@ def stand_in_modules(reconstruct=doubled) -> dict[str, ModuleType]:
     """Modules to put into `sys.modules`, so that neither torch nor weights are needed."""
 
     class Reconstructor:
-        def __init__(self, weights, device, precision, uncertainty, progress, network):
+        def __init__(self, weights, device, precision, uncertainty, progress, network, runs):
             self._progress = progress
 
         def reconstruct(self, case, raw=None):

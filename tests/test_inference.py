@@ -79,7 +79,7 @@ def test_each_t2w_gets_its_result_and_sidecar_in_its_own_subfolder(data, tmp_pat
     assert sidecar["Sources"] == ["sub-1/sub-1_acq-axial4mm_T2w.nii.gz", "sub-1/sub-1_T1w.nii.gz"]
     assert sidecar["Weights"] == {"Name": "bundled", "SHA256": digest(Path(stand_in.__file__)), "Recipe": "compact"}
     assert {"BABY-AI", "python", "torch", "nibabel"} <= set(sidecar["Versions"])
-    expected = {"Network": "auto", "Device": "auto", "Precision": "auto", "Uncertainty": False}
+    expected = {"Network": "auto", "Device": "auto", "Precision": "auto", "Runs": None, "Uncertainty": False}
     assert sidecar["Settings"] == expected
     assert set(sidecar["Inputs"]) == {"T1w", "T2w", "T2wSidecar"}
 
@@ -214,6 +214,8 @@ def test_slurm_does_not_decide_what_is_done(data, infer, monkeypatch, task):
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--residual-map", "c.nii"], "another output"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--thickness", "-1"], "not a length"),
         (["--t1", "a.nii", "--t2", "b.nii", "--output", "c.nii", "--weights", "babyai"], "atlas grid"),
+        (["--weights", "babyai", "--runs", "2"], "once"),
+        (["--uncertainty", "--runs", "2"], "four runs"),
         (["--precision", "float16"], "invalid choice"),
         (["--t2", "a.nii", "b.nii", "--mask", "m.nii", "--output", "c.nii"], "one mask for each --t2"),
         (["--t2", "a.nii", "a.nii", "--output", "c.nii"], "given twice as --t2"),
@@ -483,6 +485,19 @@ def test_the_bundled_network_asked_for_is_used_and_told(thick, tmp_path, asked, 
     sidecar = read_sidecar(tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz")
     assert sidecar["Computed"]["Network"] == used and sidecar["Computed"]["NetworkRuns"] == 1
     assert sidecar["Weights"] == {"Name": "bundled", "SHA256": digest(find_weights("bundled")), "Recipe": "compact"}
+
+
+def test_a_result_of_another_number_of_runs_is_another_result(thick, weights, tmp_path, capsys):
+    arguments = ["--data-dir", str(thick()), "--output-dir", str(tmp_path / "out"), "--weights", str(weights)]
+    arguments += ["--device", "cpu"]
+    assert inference.main([*arguments, "--runs", "2"]) == 0
+    result = tmp_path / "out" / "sub-1_acq-axial4mm_desc-isotropic_T2w.nii.gz"
+    assert read_sidecar(result)["Computed"]["NetworkRuns"] == 2
+    assert "mean of 2 runs" in (tmp_path / "out" / "report.html").read_text()
+    assert inference.main([*arguments, "--runs", "2"]) == 0
+    assert inference.main(arguments) == 1 and "Runs 2 instead of null" in capsys.readouterr().err
+    assert inference.main([*arguments, "--overwrite"]) == 0
+    assert read_sidecar(result)["Computed"]["NetworkRuns"] == 1
 
 
 def test_weights_of_one_network_have_no_fast_one(thick, weights, tmp_path, capsys):

@@ -102,6 +102,7 @@ def reconstruct(
     space: str | None = None,
     progress: Progress | None = None,
     uncertainty: bool = False,
+    runs: int | None = None,
 ) -> Reconstruction:
     """The isotropic T2w of one infant, as inference.py makes it, on the device that is there.
 
@@ -111,13 +112,14 @@ def reconstruct(
         space: None for scans on one grid of 1 mm voxels; ``1mm``, ``t1`` or ``t2`` for scans as they were acquired.
         progress: called with (windows done, windows in all).
         uncertainty: also map where not to trust the result.
+        runs: 1 to 4 runs of the network on mirror images, whose mean counts; None: one, on a GPU two.
 
     Raises:
         BabyAIError: the scans do not go together, or not with the weights; the sentence says what to do.
     """
     if space is None:
         check_grids(cases[0], atlas=weights.recipe == "babyai")
-    reconstructor = Reconstructor(weights, uncertainty=uncertainty, progress=progress)
+    reconstructor = Reconstructor(weights, uncertainty=uncertainty, progress=progress, runs=runs)
     if len(cases) > 1:
         result = reconstructor.reconstruct_together(cases, RawSettings(space or "1mm"))
     else:

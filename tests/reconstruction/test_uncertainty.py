@@ -48,9 +48,10 @@ def test_it_is_wider_where_flipped_runs_disagree(small_head, axis):
 
 
 @pytest.mark.parametrize(
-    ("precision", "uncertainty", "runs"), [("float32", False, 1), ("float32", True, 4), ("bfloat16", False, 1)]
+    ("asked", "runs"),
+    [({}, 1), ({"uncertainty": True}, 4), ({"precision": "bfloat16"}, 1), ({"runs": 2}, 2), ({"runs": 4}, 4)],
 )
-def test_the_result_is_the_mean_of_all_runs(small_head, precision, uncertainty, runs):
+def test_the_result_is_the_mean_of_all_runs(small_head, asked, runs):
     """Each run lets one voxel shine where the mirrors put it; with no slices known, nothing else changes."""
     seen = []
 
@@ -62,9 +63,7 @@ def test_the_result_is_the_mean_of_all_runs(small_head, precision, uncertainty, 
             return proposed
 
     weights = Weights("compact", Shining())
-    result = reconstruct(
-        small_head.t1, small_head.t2, weights, device="cpu", precision=precision, uncertainty=uncertainty
-    )
+    result = reconstruct(small_head.t1, small_head.t2, weights, **{"device": "cpu", "precision": "float32"} | asked)
     assert result.report["Computed"]["NetworkRuns"] == len(seen) == runs
     truth = small_head.t2.get_fdata()
     gain = result.image.get_fdata() - truth

@@ -77,9 +77,11 @@ class Reconstructor:
         overlap: of neighbouring windows, in voxels.
         network: of weights that hold two, ``large`` or ``fast``; ``auto`` takes the large one, but on processors the
             fast one in volumes larger than a brain.
+        runs: of the network, 1 to 4, on other mirror images each; their mean is the result. None: one on processors,
+            two on GPUs, where a run takes a second. The uncertainty takes four.
 
     Raises:
-        BabyAIError: the device is not there, or there is no uncertainty for these weights.
+        BabyAIError: the device is not there, or there is no uncertainty for these weights, or one run only.
     """
 
     def __init__(
@@ -92,11 +94,14 @@ class Reconstructor:
         window: int = 256,
         overlap: int = 48,
         network: str = "auto",
+        runs: int | None = None,
     ) -> None:
         self.weights = weights
         if weights.recipe == "babyai":
             if uncertainty:
                 raise BabyAIError("The uncertainty was calibrated for the compact network; leave out --uncertainty.")
+            if runs not in (None, 1):
+                raise BabyAIError("The published procedure runs its network once; leave out --runs.")
             # The published procedure exactly, unless rounding is asked for.
             precision = "float32" if precision == "auto" else precision
         self.device, self.precision = choose_device(device, precision)
@@ -107,13 +112,8 @@ class Reconstructor:
         self.choice, self.used = network, None
         self.uncertainty, self.progress = uncertainty, progress or (lambda done, total: None)
         self.window, self.overlap = window, overlap
-
-    @property
-    def mirrors(self) -> tuple[tuple[int, ...], ...]:
-        """How the network sees a case: as it is; on a GPU mirrored too; for the uncertainty, in all mirrors."""
-        if self.uncertainty:
-            return _MIRRORS
-        return _MIRRORS[:1] if self.device.type == "cpu" else _MIRRORS[:2]
+        # How the network sees a case in each run: first as it is.
+        self.mirrors = _MIRRORS[: 4 if uncertainty else runs or (1 if self.device.type == "cpu" else 2)]
 
     def reconstruct(self, case: Case, raw: RawSettings | None = None) -> Reconstruction:
         """Reconstruct the isotropic T2w of a case.

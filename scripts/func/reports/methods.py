@@ -47,8 +47,11 @@ def _made(sidecar: dict) -> _Made:
     elif space and isinstance(size, int | float):
         voxels = f"{size:g} mm voxels"
     name = Path(str(weights.get("Name", "[...]"))).name
-    network = section(sidecar, "Computed").get("Network")
+    computed = section(sidecar, "Computed")
+    network, runs = computed.get("Network"), computed.get("NetworkRuns", 1)
     used = f"the {network} network of the weights {name}" if network else f"the weights {name}"
+    if isinstance(runs, int) and runs > 1:
+        used += f", mean of {runs} runs on mirror images"
     return _Made(
         str(versions.get("BABY-AI", "[...]")),
         "the published weights" if name == "babyai" else used,

@@ -378,12 +378,13 @@ def _origin(sidecar: dict) -> list[tuple[str, str]]:
     """How a result was made: sources, weights, settings and versions."""
     computed = section(sidecar, "Computed")
     versions = ", ".join(f"{name} {number}" for name, number in section(sidecar, "Versions").items())
+    settings = section(sidecar, "Settings")
     lines = [
         ("Sources", ", ".join(map(str, sidecar.get("Sources", [])))),
         ("Weights", _weights(sidecar)),
         ("Computed on", ", ".join(str(computed[name]) for name in ("Device", "Precision") if name in computed)),
         ("Network", _runs(computed)),
-        ("Settings", ", ".join(f"{key} {value}" for key, value in section(sidecar, "Settings").items())),
+        ("Settings", ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)),
         ("Versions", versions),
     ]
     return [(label, text) for label, text in lines if text]
