@@ -65,6 +65,7 @@ COMMON = {
     "network": {},
     "init_weights": None,
     "steps": None,
+    "hours": None,
     "validate_every": None,
     "extra_t1": [],
     "heads": [],
@@ -175,7 +176,9 @@ def train(
     for error in data.errors:
         processes.print(f"FAILED {error}", file=sys.stderr)
     steps_per_epoch = math.ceil(data.epoch / batch_size)
+    hours = settings.get("hours")
     steps = settings["steps"] or settings["epochs"] * steps_per_epoch
+    last = sys.maxsize // batch_size if hours else steps
     validate_every = settings["validate_every"] or steps_per_epoch
 
     if device.type == "cuda":
@@ -191,28 +194,32 @@ def train(
     model = network
     if processes.count > 1:
         model = DistributedDataParallel(network, process_group=processes.gradient_group(device))
-    batches = training_batches(data.samples, range(first, steps), batch_size, arguments.workers, processes, device)
+    batches = training_batches(data.samples, range(first, last), batch_size, arguments.workers, processes, device)
     board = Board(run.logs, first) if processes.rank == 0 else None
     validation = Validation(settings, data, device, precision, processes, stop, board)
     log = StepLog(processes)
+    length = f"on, for {hours:g} hours" if hours else f"to {steps}"
     processes.print(
         f"{run.name}: {recipe}, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, "
-        f"{data.description}; steps {first} to {steps}, {steps_per_epoch} an epoch; effective batch size {batch_size} "
+        f"{data.description}; steps {first} {length}, {steps_per_epoch} an epoch; effective batch size {batch_size} "
         f"on {processes.count} x {device.type} in {precision}, learning rate {settings['learning_rate']:g}"
     )
 
     stop.gently = True
     while True:
-        validating = progress.step > progress.validated and (
-            progress.step % validate_every == 0 or progress.step == steps
-        )
+        done = progress.step / steps
+        if hours:
+            # In millionths, of the process that is ahead, so that all of them end with the same step.
+            done = processes.largest(round(1e6 * (progress.seconds + log.seconds) / 3600 / hours)) / 1e6
+        ending = progress.step > 0 and done >= 1
+        validating = progress.step > progress.validated and (progress.step % validate_every == 0 or ending)
         stopping = processes.largest(stop.signal)
         if progress.step > first and (stopping or validating or progress.step % arguments.checkpoint_every == 0):
             # Before validation, which takes its time, so that being killed in it costs nothing.
             log.check_finite(progress.step)
             processes.on_first(lambda: save_checkpoint(run, progress, network, averaged, optimizers))
         if stopping:
-            raise Stopped(stopping, f"at step {progress.step} of {steps}; --resume goes on from there.")
+            raise Stopped(stopping, f"at step {progress.step} ({done:.0%} done); --resume goes on from there.")
         if validating:
             with log.paused():
                 metrics = validation.score(averaged.module, "validation", progress.step)
@@ -226,10 +233,10 @@ def train(
                 processes.print(f"step {progress.step} validation: {format_metrics(metrics)}{best}")
             if progress.is_best:
                 processes.on_first(lambda: save_best_weights(run, averaged.module, progress, data))
-        if progress.step == steps:
+        if ending:
             break
 
-        rate = learning_rate_at(progress.step, steps, settings)
+        rate = learning_rate_at(progress.step, done, settings)
         set_learning_rate(optimizers, rate)
         with log.waiting():
             batch = next(batches)

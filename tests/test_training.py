@@ -25,6 +25,7 @@ from func.training.checkpoints import last_checkpoint
 from func.training.results import add_row, read_table
 from func.training.run_folder import locked
 from func.training.splits import read_split
+from func.training.step_log import StepLog
 from networks_for_tests import reconstruct
 
 SCRIPTS = Path(training.__file__).parent
@@ -167,7 +168,7 @@ def test_a_stopped_run_resumes_exactly(train, tmp_path, monkeypatch, number, cod
         signalled_at(3, number, patched)
         stopped, printed, folder = train("halves", *settings)
     assert stopped == code
-    assert printed.strip().splitlines()[-1].startswith("Stopped by") and "step 3 of 6" in printed
+    assert printed.strip().splitlines()[-1].startswith("Stopped by") and "step 3 (50% done)" in printed
     finished, rest, _ = train("halves", *settings, "--resume")
     assert finished == 0
     assert losses_in(printed) | losses_in(rest) == losses_in(whole)
@@ -179,10 +180,27 @@ def test_a_stopped_run_resumes_exactly(train, tmp_path, monkeypatch, number, cod
     assert again == 0 and "complete" in printed
 
 
+def test_a_run_by_the_clock_takes_its_hours_and_resumes(train, tmp_path, monkeypatch):
+    """Where each step takes 36 s, 0.05 hours are five steps, with the learning rates of five."""
+    monkeypatch.setattr(StepLog, "seconds", property(lambda log: 36.0 * len(log._losses)))
+    settings = ["--hours", "0.05", "--validate-every", "4", "--checkpoint-every", "100"]
+    _, by_steps, steps_folder = train("steps", "--steps", "5", *settings[2:])
+    with monkeypatch.context() as patched:
+        signalled_at(2, signal.SIGTERM, patched)
+        stopped, printed, folder = train("hours", *settings)
+    assert stopped == 143 and "step 2 (40% done)" in printed and "steps 0 on, for 0.05 hours" in printed
+    finished, rest, _ = train("hours", *settings, "--resume")
+    assert finished == 0
+    assert losses_in(printed) | losses_in(rest) == losses_in(by_steps)
+    assert_same(steps_folder, folder)
+    row = rows_in(tmp_path)["hours"]
+    assert row["steps_done"] == "5" and row["hours"] == row["training_hours"] == "0.05"
+
+
 def test_a_signal_reaches_workers_too(train, monkeypatch):
     signalled_at(2, signal.SIGTERM, monkeypatch)
     code, printed, _ = train("workers", "--steps", "6", "--workers", "1")
-    assert code == 143 and "step 2 of 6" in printed
+    assert code == 143 and "step 2 (33% done)" in printed
 
 
 def test_a_truncated_checkpoint_is_noticed(train, monkeypatch):
@@ -298,7 +316,7 @@ def test_a_signal_to_one_of_two_stops_both_at_one_checkpoint(train, shapes_data,
     assert second.communicate(timeout=100) == ("", "")
     assert (first.returncode, second.returncode) == (138, 138), told
     assert told.startswith("Stopped by SIGUSR1 at step ") and told.count("\n") == 1
-    step = int(re.search(r"step (\d+) of 100", told)[1])
+    step = int(re.search(r"step (\d+) \(\d+% done\)", told)[1])
     code, printed, _ = train("signalled", *settings, "--resume")
     assert code == 0 and f"steps {step} to 100" in printed and "on 1 x cpu" in printed
 
@@ -332,6 +350,8 @@ def test_a_wrong_call_is_told_in_a_sentence(train, tmp_path, shapes_data):
         (["--init-weights", str(tmp_path / "none.pth")], "no weights file"),
         (["--data-dir", str(tmp_path / "none")], "does not exist"),
         (["--log-every", "0"], "--log-every is 0"),
+        (["--hours", "0"], "--hours is 0"),
+        (["--hours", "2"], "leave one of them out"),
         (["--patch", "50"], "--patch is 50"),
         (["--network", '{"chanels": [4, 4]}'], "chanels"),
         (["--subject-weights", '{"9": 2}'], "--subject-weights names 9"),

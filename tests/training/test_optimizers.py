@@ -15,11 +15,11 @@ from func.training.subjects import Subject
 
 def test_the_learning_rate_warms_up_and_falls():
     settings = {"learning_rate": 2.0, "warm_up": 10, "floor": 0.1}
-    rates = [learning_rate_at(step, 1000, settings) for step in range(1000)]
+    rates = [learning_rate_at(step, step / 1000, settings) for step in range(1000)]
     assert rates[0] == pytest.approx(0.2, rel=1e-3)
     assert max(rates) == rates[9] == pytest.approx(2, rel=1e-3)
     assert rates[-1] == pytest.approx(0.2, rel=1e-2)
-    assert learning_rate_at(500, 1000, {"learning_rate": 1e-4, "warm_up": 0, "floor": 1.0}) == 1e-4
+    assert learning_rate_at(500, 0.5, {"learning_rate": 1e-4, "warm_up": 0, "floor": 1.0}) == 1e-4
 
 
 def test_the_last_layer_and_the_biases_take_half_the_learning_rate():

@@ -80,10 +80,16 @@ def make_optimizers(network: nn.Module, settings: Mapping) -> list[torch.optim.O
     return optimizers
 
 
-def learning_rate_at(step: int, steps: int, settings: Mapping) -> float:
-    """Linear warm-up, then half a cosine from the peak to the floor."""
+def learning_rate_at(step: int, done: float, settings: Mapping) -> float:
+    """Linear warm-up over the first steps, then half a cosine from the peak to the floor.
+
+    Args:
+        step: from 0.
+        done: share of the run that is done, by its steps or by the clock.
+        settings: of the run.
+    """
     warm_up = min(1.0, (step + 1) / max(settings["warm_up"], 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return settings["learning_rate"] * warm_up * (settings["floor"] + (1 - settings["floor"]) * cosine)
 
 

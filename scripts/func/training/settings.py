@@ -51,6 +51,7 @@ RULES: dict[str, _Rule] = {
     "checkpoint_every": _whole_from(1),
     "workers": _whole_from(0),
     "steps": _whole_from(1),
+    "hours": _POSITIVE,
     "validate_every": _whole_from(1),
     "seed": _whole_from(0),
     "batch_size": _whole_from(1),
@@ -79,6 +80,7 @@ def add_settings(parser: argparse.ArgumentParser, recipe: str, settings: Mapping
     add("--network", type=_json, metavar="JSON", help='changes to the network, as {"channels": [16, 32, 48]}')
     add("--init-weights", metavar="FILE", help="weights to start from, of the same recipe (fine-tuning)")
     add("--steps", type=int, metavar="N", help="number of steps, instead of epochs")
+    add("--hours", type=float, metavar="H", help="of training, validation not counted, instead of epochs or steps")
     add("--validate-every", type=int, metavar="STEPS", help="default: an epoch")
     add(
         "--subject-weights",
@@ -146,6 +148,8 @@ def check_settings(settings: Settings, parts: Mapping[str, str], processes: int)
         BabyAIError: the first setting that does not fit.
     """
     check_values(settings)
+    if settings["steps"] and settings.get("hours"):
+        raise BabyAIError("--steps and --hours both say how long the run is; leave one of them out.")
     if settings["batch_size"] % processes:
         raise BabyAIError(
             f"A batch of {settings['batch_size']} cannot be shared by {processes} processes; set --batch-size."

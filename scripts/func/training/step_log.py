@@ -22,6 +22,11 @@ class StepLog:
         self._norms: list[Tensor] = []
         self._waited, self._since = 0.0, time.perf_counter()
 
+    @property
+    def seconds(self) -> float:
+        """Since the last report, pauses not counted."""
+        return time.perf_counter() - self._since
+
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Take note of a step's loss and of the norm of its gradient."""
         self._losses.append(loss.detach())
@@ -57,7 +62,7 @@ class StepLog:
 
     def report(self, batch_size: int) -> dict[str, float]:
         """Mean loss over all processes, samples a second, and the share of the time spent waiting; then start anew."""
-        seconds = time.perf_counter() - self._since
+        seconds = self.seconds
         count = len(self._losses)
         sums = self._processes.sums({"loss": float(torch.stack(self._losses).sum())})
         report = {
