@@ -171,8 +171,8 @@ def reconstruct_pairs(
             try:
                 case, *others = reading.result()
                 stopwatch.lap("Reading")
-                if not raw:
-                    check_grids(case, atlas=weights.recipe == "babyai")
+                if weights.recipe == "babyai":
+                    check_grids(case, atlas=True)
                 with report_out_of_memory(pair.name):
                     if others:
                         result = reconstructor.reconstruct_together([case, *others], raw)
@@ -189,16 +189,26 @@ def reconstruct_pairs(
 
 
 def read(pair: Pair, arguments: argparse.Namespace) -> list[Case]:
-    """The stacks of a pair, each with its T1w; raw ones are registered to it.
+    """The stacks of a pair, each with its T1w; raw ones are registered to it, behind others their slices are found.
 
     Raises:
-        BabyAIError: one cannot be read, or shows too little to be registered.
+        BabyAIError: one cannot be read, shows too little to be registered, or is not on a grid of 1 mm voxels.
     """
     cases = read_cases(pair)
     if not arguments.space:
-        return list(cases)
+        return [on_grid(case, arguments) for case in cases]
     with ThreadPoolExecutor(processors()) as pool:
         return list(pool.map(lambda case: with_stated_slices(case, arguments).registered(), cases))
+
+
+def on_grid(case: Case, arguments: argparse.Namespace) -> Case:
+    """A case on one grid of 1 mm voxels with the slices behind it, which the published procedure has no use for.
+
+    Raises:
+        BabyAIError: it is not on such a grid.
+    """
+    check_grids(case)
+    return case if arguments.weights == "babyai" else case.with_slices_behind()
 
 
 def save_result(

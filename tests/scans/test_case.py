@@ -4,6 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from func.reconstruction import on_grid
+from func.reconstruction.reconstructor import Reconstructor
 from func.scans.bids import Pair
 from func.scans.case import Case, read_cases
 from func.scans.intensity import level_of
@@ -104,3 +106,16 @@ def test_a_registered_case_holds_what_lays_its_t1w_upon_its_t2w(small_head):
     found = Case.of(small_head.t1, moved).registered().registration.matrix
     assert np.abs(found - shift).max() < 0.4
     assert Case.of(None, moved).registered().registration is None
+
+
+def test_slices_looked_for_while_reading_are_not_looked_for_again(scans, monkeypatch, capsys):
+    """What they are warned of goes with the case, and the result is the same."""
+    t1, t2, sidecar = scans
+    wrong = sidecar | {"FirstSliceCenter": sidecar["FirstSliceCenter"] + 1}
+    plain = Reconstructor(weights_of(Unchanged())).reconstruct(Case.of(t1, t2, wrong))
+    case = Case.of(t1, t2, wrong).with_slices_behind()
+    assert [sentence for sentence in case.warnings if "what it shows is used" in sentence] == list(plain.warnings)
+    monkeypatch.setattr(on_grid, "slices_behind", None)
+    result = Reconstructor(weights_of(Unchanged())).reconstruct(case)
+    assert not result.warnings and result.report["SliceGeometry"] == plain.report["SliceGeometry"]
+    np.testing.assert_array_equal(array_of(result.image), array_of(plain.image))

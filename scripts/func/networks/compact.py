@@ -7,7 +7,7 @@ which loses nothing and keeps the convolutions wide enough for a processor's vec
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -80,10 +80,11 @@ def _sequence(channels: int, count: int) -> nn.Sequential:
 
 def _space_to_depth(volume: Tensor) -> Tensor:
     b, c, x, y, z = volume.shape
-    cells = volume.reshape(b, c, x // 2, 2, y // 2, 2, z // 2, 2)
-    # The channels end up innermost in memory, the layout in which 3-D convolutions are fastest.
-    inner = cells.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, x // 2, y // 2, z // 2, 8 * c)
-    return inner.permute(0, 4, 1, 2, 3)
+    # The channels lie innermost in memory, the layout in which 3-D convolutions are fastest.
+    cells = volume.new_empty(b, x // 2, y // 2, z // 2, c, 2, 2, 2)
+    for i, j, k in product(range(2), repeat=3):
+        cells[..., i, j, k] = volume[:, :, i::2, j::2, k::2].permute(0, 2, 3, 4, 1)
+    return cells.flatten(4).permute(0, 4, 1, 2, 3)
 
 
 def _depth_to_space(maps: Tensor) -> Tensor:

@@ -14,22 +14,20 @@ from func.scans.case import Case, warn_of_thick_t1
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.resampling import resample
+from func.slices.behind import slices_behind
 from func.slices.geometry import SliceGeometry, measured_slices, slices_last, upsample
-from func.slices.oblique import ObliqueStack, find_oblique_stack
-from func.slices.recovery import RECOVERED, explaining_geometry, recover_geometry
+from func.slices.oblique import ObliqueStack
+from func.slices.recovery import RECOVERED
 
 PLAUSIBLE_THICKNESS = (0.6, 1.05)  # of the recovered spacing; any other was stated of another grid
 
 
 def case_on_grid(case: Case) -> WorkingCase:
     """A case whose scans lie on one grid of 1 mm voxels, in any orientation, on its working grid."""
-    t2 = array_of(case.t2)
-    geometry, source = explaining_geometry(t2, SliceGeometry.from_sidecar(case.sidecar, case.t2), name_of(case.t2))
-    stack = None if geometry else find_oblique_stack(t2)
-    if case.t1 and (behind_t1 := recover_geometry(array_of(case.t1))):
-        thickness = behind_t1.spacing * voxel_sizes(case.t1.affine)[behind_t1.axis]
-        warn_of_thick_t1(case.t1, thickness, t2_is_thick=bool(geometry or stack))
-    return ObliqueCase(case, stack) if stack else GridCase(case, geometry, source)
+    behind = case.behind or slices_behind(case.t1, case.t2, case.sidecar)
+    if behind.t1_spacing:
+        warn_of_thick_t1(case.t1, behind.t1_spacing, t2_is_thick=bool(behind.geometry or behind.oblique))
+    return ObliqueCase(case, behind.oblique) if behind.oblique else GridCase(case, behind.geometry, behind.source)
 
 
 class GridCase(WorkingCase):

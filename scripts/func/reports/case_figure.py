@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -28,6 +30,7 @@ from func.reports.figures import (
     white_of,
 )
 from func.scans.files import atomic
+from func.scans.resampling import threads
 from func.slices.geometry import AXIS_ACROSS
 
 ROWS = {
@@ -137,9 +140,9 @@ def _panels(scans: Scans) -> tuple[dict[tuple[str, str], str], str, tuple[float,
     low, high = head_box(scans.result)
     centre, width = (low + high) / 2 + BESIDE_MIDLINE, float((high - low).max())
     points = {plane: _square(plane, centre, width) for plane in PLANES}
-    # All planes at once: each scan is fitted by a spline once.
-    sampled = _sampled(scans, np.stack([*points.values()]))
-    shown = {plane: {row: values[i] for row, values in sampled.items()} for i, plane in enumerate(points)}
+    # Each by itself: near a plane there is less to fit by a spline than the whole of a scan.
+    with ThreadPoolExecutor(threads()) as pool:
+        shown = dict(zip(points, pool.map(partial(_sampled, scans), points.values()), strict=True))
     zoomed = "sagittal" if np.argmax(np.abs(_slice_normal(scans.t2))) == 1 else "coronal"
     middle = _place_to_zoom(scans, zoomed, points[zoomed], shown[zoomed], width)
     shown["zoom"] = _sampled(scans, _square(zoomed, middle, ZOOM))

@@ -26,6 +26,7 @@ from func.scans.nifti import (
 
 if TYPE_CHECKING:
     from func.scans.registration import Registration
+    from func.slices.behind import SlicesBehind
 
 _RIM = 3.0  # mm around a mask, in-plane
 _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
@@ -43,6 +44,7 @@ class Case:
         level: the intensity of air in the T2w's file and of the darkest tissue above it, taken off here.
         warnings: what was odd about the files, a sentence each.
         registration: of T1w and T2w as acquired; None where it has not been looked for.
+        behind: the slices behind scans on one grid; None where they have not been looked for.
     """
 
     t1: nib.Nifti1Image | None
@@ -51,6 +53,7 @@ class Case:
     level: Level = FROM_ZERO
     warnings: tuple[str, ...] = ()
     registration: Registration | None = None
+    behind: SlicesBehind | None = None
 
     @classmethod
     def of(cls, t1: nib.Nifti1Image | None, t2: nib.Nifti1Image, sidecar: dict | None = None) -> Case:
@@ -68,6 +71,14 @@ class Case:
         from func.scans.registration import register_rigid  # which takes a while to import
 
         return replace(self, registration=register_rigid(self.t1, self.t2)) if self.t1 else self
+
+    def with_slices_behind(self) -> Case:
+        """The case, its scans on one grid, with the slices looked for that they were up-sampled from."""
+        from func.slices.behind import slices_behind  # which takes a while to import
+
+        with collect_warnings() as found:
+            behind = slices_behind(self.t1, self.t2, self.sidecar)
+        return replace(self, behind=behind, warnings=(*self.warnings, *found))
 
     def in_file_units(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
         """A result in the intensities of the T2w's file."""
