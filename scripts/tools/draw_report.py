@@ -14,17 +14,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+SCRIPTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(SCRIPTS))
 
 from func.demo import demo_scans
 from func.errors import BabyAIError
 from func.scans.files import atomic
 
 # Edit these, or override them on the command line.
-REPO_ROOT = Path(__file__).resolve().parents[2]
-OUTPUT = REPO_ROOT / "docs" / "report.png"
+OUTPUT = SCRIPTS.parent / "docs" / "report.png"
 WEIGHTS = "bundled"
-SCRIPTS = REPO_ROOT / "scripts"
 SIZE = "1100,1240"  # pixels of the window: all of one case, in columns as on a desk
 
 

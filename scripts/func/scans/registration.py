@@ -40,8 +40,8 @@ _THICK = 1.5
 # Samples, by resolution in mm, beyond which the similarity gains nothing in precision.
 _MOST_SAMPLES = {8: 3_000, 4: 20_000, 2: 40_000, 1: 40_000}
 _FEWEST_PLANES = 4
-# ml: fewer would be a head in cm, which has a thousandth of its volume; more one of 2 m.
-_HEAD_VOLUME = 3.0, 50_000.0
+# ml: fewer would be a head in cm, which has a thousandth of its volume, an adult's 2 to 6; more one of 2 m.
+_HEAD_VOLUME = 10.0, 50_000.0
 _MARGIN = 8.0  # mm around the head that are sampled too, so that its outline counts
 # Standard deviation of the smoothing that leaves nothing but a coil's shading, and how finely that is known, mm.
 _SHADING, _SHADING_STEP = 25.0, 4.0
