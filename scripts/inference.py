@@ -123,7 +123,7 @@ def reconstruct_pairs(
 ) -> None:
     """Read each pair, reconstruct it, and write its result; files are read ahead and written behind.
 
-    The first raw scans are registered while torch is imported.
+    The first raw scans are registered, or the slices behind the first others found, while torch is imported.
     """
     check_writable(folder_of_results(arguments))
     readings, stopwatch = read_ahead(todo, partial(read, arguments=arguments)), Stopwatch(process_start())

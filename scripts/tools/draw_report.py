@@ -14,14 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(SCRIPTS))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from func.demo import demo_scans
 from func.errors import BabyAIError
 from func.scans.files import atomic
 
 # Edit these, or override them on the command line.
+SCRIPTS = Path(__file__).resolve().parents[1]
 OUTPUT = SCRIPTS.parent / "docs" / "report.png"
 WEIGHTS = "bundled"
 SIZE = "1100,1240"  # pixels of the window: all of one case, in columns as on a desk

@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.bias)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return maps + self.second(functional.relu(self.first(maps), inplace=True))
+        return self.second(functional.relu(self.first(maps), inplace=True)).add_(maps)
 
 
 class CompactNet(nn.Module):
@@ -69,8 +69,8 @@ class CompactNet(nn.Module):
             skips.append(maps)
             maps = down(maps)
         maps = self.down_blocks[-1](maps)
-        for blocks, up, skip in reversed(list(zip(self.up_blocks, self.ups, skips, strict=True))):
-            maps = blocks(skip + up(maps))
+        for blocks, up in reversed(list(zip(self.up_blocks, self.ups, strict=True))):
+            maps = blocks(up(maps).add_(skips.pop()))
         return inputs[:, 1:2] + _depth_to_space(self.head(maps))
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from func.errors import BabyAIError
+
+# Parameters of glibc's allocator (mallopt(3)): as they are by default once large blocks have been freed.
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1
+_BY_DEFAULT = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
 
 
 def choose_device(device: str, precision: str) -> tuple[torch.device, str]:
@@ -51,6 +57,29 @@ def computing(device: str | torch.device, precision: str = "float32") -> Iterato
                 operation.fp32_precision = precision
     else:
         raise ValueError(f"precision is 'auto', 'float32' or 'bfloat16', not {precision!r}")
+
+
+@contextlib.contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Memory that is freed in the block serves what comes next in it, and goes back to the system at its end.
+
+    Left to itself, glibc gives back each large tensor that is freed, and the system clears every page of the next: a
+    tenth of the network's time on a processor. With another C library the block is left as it is.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        set_parameter, trim = library.mallopt, library.malloc_trim
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    for parameter, value in _KEEPING.items():
+        set_parameter(parameter, value)
+    try:
+        yield
+    finally:
+        for parameter, value in _BY_DEFAULT.items():
+            set_parameter(parameter, value)
+        trim(0)
 
 
 def has_fast_bfloat16(device: str | torch.device = "cpu") -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from func.networks.devices import computing
+from func.networks.devices import computing, keeping_memory
 
 # Inputs lie between 0 and 1, where float32 tells numbers no closer than this apart. A cubic spline rings on for many
 # slices beyond the head, fainter each time: without this bound that ringing would fill most of the empty windows.
@@ -102,7 +102,7 @@ def run_patches(
     total = volume.new_zeros(channels, *volume.shape[1:])
     done = progress or (lambda count: None)
 
-    with torch.inference_mode(), computing(device, precision):
+    with torch.inference_mode(), computing(device, precision), keeping_memory():
         occupied = _occupied(volume, axes)
         empty = list(itertools.compress(windows, (not some for some in occupied)))
         if empty:
