@@ -1,5 +1,7 @@
 """Stacks of a small head, scanned in any plane, with any motion of its slices."""
 
+from functools import cache
+
 import nibabel as nib
 import numpy as np
 from nibabel.affines import from_matvec
@@ -13,6 +15,7 @@ AFFINE = from_matvec(np.eye(3), -(np.array(SHAPE) - 1) / 2)
 _SHRUNK = 1.7
 
 
+@cache
 def small_head() -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """A T2w of a phantom of 1.7 mm voxels called 1 mm, so that a whole head fits a small grid, and a T1w.
 

@@ -27,7 +27,7 @@ _SMOOTH = 1.0  # mm, standard deviation
 _BRIGHT = 0.1  # of the 99th percentile: what is brighter is head
 _ENOUGH = 200  # voxels in common: with fewer nothing can be told
 # Correlation of stacks that fit: two of a moving infant 0.81, but a slab of ten slices 0.53; other infants' up to 0.24.
-_FITS = 0.4
+FITS = 0.4
 # Of what another's correlation misses to 1: what misses less fits clearly better. Right over mirrored: 0.3 to 0.8.
 _CLEARLY = 0.7
 
@@ -54,16 +54,16 @@ def settled(cases: Sequence[Case]) -> list[tuple[Case, bool]]:
 
 def _judged(case: Case, known: np.ndarray) -> tuple[Case, bool]:
     """A stack in doubt: confirmed, mirrored back or not to be used."""
-    name, fits = name_of(case.t2), _likeness(_shown(case), known)
+    name, fits = name_of(case.t2), likeness(_shown(case), known)
     mirrored = _mirrored(case)
-    fits_mirrored = _likeness(_shown(mirrored), known)
-    if fits_mirrored > _FITS and 1 - fits_mirrored < _CLEARLY * (1 - fits):
+    fits_mirrored = likeness(_shown(mirrored), known)
+    if fits_mirrored > FITS and 1 - fits_mirrored < _CLEARLY * (1 - fits):
         warn(
             f"{name} fits the other stacks mirrored (correlation {fits_mirrored:.2f}, as it is {fits:.2f}): left and "
             "right, or the order of the slices, seem exchanged in its header, and were exchanged back. Look twice."
         )
         return replace(mirrored, registration=replace(mirrored.registration, confirmed=True)), True
-    if fits > _FITS:
+    if fits > FITS:
         return replace(case, registration=replace(case.registration, confirmed=True)), True
     warn(f"{name} fits neither the T1w nor the other stacks (correlation {fits:.2f}), and was left out.")
     return case, False
@@ -90,7 +90,13 @@ def _shown(case: Case) -> np.ndarray:
     return shown / max(float(np.percentile(array[array > 0], 99)), 1e-9) if array.any() else shown
 
 
-def _likeness(shown: np.ndarray, known: np.ndarray) -> float:
-    """Correlation of what two show where both show a head; 0 where that is next to nothing."""
+def shared(shown: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Where two scans, each over about its 99th percentile, both show a head; nowhere if that is next to nowhere."""
     both = (shown > _BRIGHT) & (known > _BRIGHT)
-    return float(np.corrcoef(shown[both], known[both])[0, 1]) if both.sum() >= _ENOUGH else 0.0
+    return both & (both.sum() >= _ENOUGH)
+
+
+def likeness(shown: np.ndarray, known: np.ndarray) -> float:
+    """Correlation of what two scans show where both show a head (:func:`shared`); 0 where they share none."""
+    both = shared(shown, known)
+    return float(np.corrcoef(shown[both], known[both])[0, 1]) if both.any() else 0.0

@@ -21,6 +21,7 @@ from func.errors import warn
 from func.networks.guidance import network_inputs
 from func.reconstruction.acquired import AcquiredCase, RawSettings
 from func.reconstruction.consistency import HEAD, noise_of
+from func.reconstruction.doubtful import FITS, likeness, shared
 from func.reconstruction.head import MARGIN, Head
 from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
@@ -28,16 +29,12 @@ from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
 from func.scans.resampling import resample, threads
 from func.slices.geometry import AXIS_ACROSS, acquire, slices_last, upsample
-from func.slices.motion import Motion, find_motion, head_of, in_intensities_of, order_of_acquisition
+from func.slices.motion import Motion, find_motion, in_intensities_of, order_of_acquisition, t1_features
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
 
 _VOXEL = 0.8  # mm: a volume is linear between voxels so small; on crops of 68 voxels, 1 mm cost 0.3 dB
 _FINE_ENOUGH = 0.75  # of these voxels: smaller pixels are first brought to 1 mm
-_BRIGHT = 0.1  # network units: what is brighter tells how bright one stack is against another
-_ENOUGH = 200  # voxels in common, to tell that
-# Correlation of two stacks where both show a head: still and moving infants' 0.96 to 1.00, two infants' 0.04.
-_ANOTHER = 0.5
-_SPARSE = 4.0  # mm between the voxels that tell it
+_SPARSE = 4.0  # mm between the voxels that tell how bright one stack is against another
 _ROUGH_STEPS = 3  # of conjugate gradients, for a volume that slices are only laid upon
 _CONTRADICTING = 1.3  # times the noise of the slices: what they contradict each other by, where some are out of place
 _LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
@@ -370,10 +367,9 @@ class Together:
         """What the head looks like, without the network: the T1w in the slices' intensities, or the stacks' mean."""
         if self.t1 is None:
             return self.estimates(None)[0]
-        t1 = resample(self.t1, self.shape, self.affine)
-        head = head_of(t1)
-        seen = (np.concatenate([view.see(scan) for view in self.views]) for scan in (t1, head))
-        return in_intensities_of(t1, head, *seen, np.concatenate([view.values for view in self.views]))
+        features = t1_features(resample(self.t1, self.shape, self.affine), float(voxel_sizes(self.affine)[0]))
+        seen = np.array([np.concatenate([view.see(one) for view in self.views]) for one in features])
+        return in_intensities_of(features, seen, np.concatenate([view.values for view in self.views]))
 
     def _look(self) -> None:
         voxel = float(voxel_sizes(self.affine)[0])
@@ -416,12 +412,12 @@ class Together:
         used = [index for index, stack in enumerate(self.stacks) if stack.kept.any()]
         reference = shown[used[0]].copy() if used else shown[0]
         for index in used[1:]:
-            both = (reference > _BRIGHT) & (shown[index] > _BRIGHT)
-            if both.sum() < _ENOUGH:
+            both = shared(shown[index], reference)
+            if not both.any():
                 warn(f"{name_of(self.stacks[index].case.t2)} shows nothing that the stacks before it show.")
                 continue
-            alike = float(np.corrcoef(reference[both], shown[index][both])[0, 1])
-            if self.t1 and alike < _ANOTHER:
+            alike = likeness(shown[index], reference)
+            if self.t1 and alike < FITS:
                 warn(
                     f"{name_of(self.stacks[index].case.t2)} shows another head than the stacks before it, or lies "
                     f"wrong (correlation {alike:.2f}), and was left out."

@@ -12,8 +12,8 @@ Positions are voxels of a working grid of 1 mm voxels with the slices last (see 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 
 import nibabel as nib
 import numpy as np
@@ -26,16 +26,13 @@ from func.networks.guidance import profile_width
 from func.slices.filters import smooth
 from func.slices.geometry import SliceGeometry
 
-# Set with the same few scans in view: simulated stacks that lay still, and real heads, had a spread of up to 2.4 mm and
-# kept 0.88 to 1.00 of what is unexplained; six moving ones 0.59 to 0.85.
-LARGEST_STILL = 0.8  # mm, see Motion.spread
-LARGEST_UNEXPLAINED = 0.87  # see Motion.unexplained
+# Of 18 simulated stacks and three real heads that lay still, those with a spread of more than 0.6 mm kept at least 0.96
+# of what is unexplained; 14 moving ones had 0.7 to 1.9 mm and kept 0.51 to 0.90, one that hardly moved 0.96.
+LARGEST_STILL = 0.6  # mm, see Motion.spread
+LARGEST_UNEXPLAINED = 0.93  # see Motion.unexplained
 
 _RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
 _STRIDE = 2  # voxels between the pixels that are looked at, in-plane
-_RIM = 3  # voxels at the head's edge that do not count where only its inside is followed
-# How the volume takes over the slices' contrast: it has it; by its own values; by those of the head in each voxel.
-_SAME, _WHOLE, _OF_HEAD = "same", "whole", "of the head"
 _REACH = 4  # voxels around the head in which pixels count
 # In-plane smoothing, mm, and how many steps are made with it, on voxels of 2 and of 1 mm; at each level the T1w takes
 # over the slices' intensities anew.
@@ -46,20 +43,22 @@ _LARGE = 2  # mm: voxels for a first look, which tells most heads that lay still
 # Share of the pixels of 1 mm that tell something of their own: what a volume lacks, it lacks over an area, and what a
 # T1w does not tell of the slices' contrast it does not tell of all of a tissue. Ten times as much made the errors of
 # found places three times as large in six simulated stacks.
-_INDEPENDENT = {_SAME: 0.01, _WHOLE: 0.005, _OF_HEAD: 0.005}
+_INDEPENDENT_SAME, _INDEPENDENT_T1 = 0.01, 0.005
 _STEP = 0.15  # mm that a head moves from one slice to the next, but for jumps
-_LOOSE_STEP = 3.0  # mm, while the order of acquisition is not known
+_LOOSE_STEPS = (3.0, 0.5)  # mm, while it is not known when which slice was acquired, and at first when it is
 _LONGEST_STEP = 2.0  # mm that a pose changes at once
 _INTERLEAVINGS = (1, 2, 3)
-_SURELY = 0.7  # of the path in space that of another order must be shorter
+_SURELY = 0.9  # of the path in space that of another order must be shorter
 _OUTLYING = 4.7  # robust standard deviations beyond which a pixel counts no more (Tukey)
 _FAINTEST = 0.05  # of the brightest: what is fainter is air
 _BY_CHANCE = 0.1  # of the slices may gain by a motion that was none
 _FULL = 0.5  # of the fullest slice's head: slices with less say little about motion
 _DARK = 0.02  # of the brightest: what is fainter and reaches the air is air
-_MOSTLY = 0.7  # of a pixel: so much of it must be head to tell the head's intensity
-_BINS = 64
-_SURELY_STILL = 0.88  # see Motion.unexplained, of large voxels
+_MOSTLY = 0.3  # of a pixel's surroundings: so much of them must be head to tell its intensity
+_AROUND = (2.0, 3.0)  # mm, standard deviation: how far a place looks around, at the T1w and for air
+_DEGREE = 3  # of the polynomial in what a place sees
+_PLACES = 50_000  # are enough to fit it
+_SURELY_STILL = 0.93  # see Motion.unexplained, of large voxels
 
 Levels = tuple[tuple[float, int], ...]
 
@@ -148,43 +147,28 @@ def find_motion(
         start: only refine this motion.
         only_if_moved: a rough motion will do where the head lay still.
     """
-    # A T1w that is dark at its edge is best followed inside the head, one of little contrast there by its outline as
-    # well. What comes to explain the slices so much better is right.
-    kinds = (_SAME,) if same_contrast else (_WHOLE, _OF_HEAD)
-    halved = _halved(volume, slices, geometry)
-    rough = _roughly([_Fit(*halved, kind, _LARGE) for kind in kinds], groups, start)
-    found = []
-    for kind, motion in zip(kinds, rough, strict=True):
-        if motion.unexplained < _SURELY_STILL or not only_if_moved:
-            fit = _Fit(volume, slices, geometry, kind)
-            poses = fit.refined(motion.parameters, motion.groups, _FINE)
-            found.append(fit.motion(poses, motion.groups, _FINE))
-    return min(found or rough, key=lambda motion: motion.unexplained)
+    rough = _roughly(_Fit(*_halved(volume, slices, geometry), same_contrast, _LARGE), groups, start)
+    if only_if_moved and rough.unexplained > _SURELY_STILL:
+        return rough
+    fit = _Fit(volume, slices, geometry, same_contrast)
+    return fit.motion(fit.refined(rough.parameters, rough.groups, _FINE), rough.groups, _FINE)
 
 
-def _roughly(fits: list[_Fit], groups: np.ndarray | None, start: Motion | None) -> list[Motion]:
-    """The motion by which each kind of likeness is greatest, as large voxels show it; one order of acquisition."""
-    count = len(fits[0].full)
-
-    def refined(starts: list[np.ndarray], groups: np.ndarray, levels: Levels, step: float = _STEP) -> list[np.ndarray]:
-        with ThreadPoolExecutor(len(fits)) as pool:
-            return list(pool.map(lambda fit, poses: fit.refined(poses, groups, levels, step), fits, starts))
-
+def _roughly(fit: _Fit, groups: np.ndarray | None, start: Motion | None) -> Motion:
+    """The motion that large voxels show, and where it is not known the order of acquisition."""
     if start is not None:
-        parameters, groups = [start.parameters] * len(fits), start.groups
-    elif groups is not None:
-        parameters = refined([np.zeros((groups.max() + 1, 6))] * len(fits), groups, _COARSE)
+        poses, groups = start.parameters, start.groups
+    elif groups is not None and not groups.any():
+        poses = fit.refined(np.zeros((1, 6)), groups, _COARSE)
     else:
-        loose = refined([np.zeros((count, 6))] * len(fits), np.arange(count), _COARSE, _LOOSE_STEP)
-        # One kind may be too noisy to show the interleaving, which the other shows clearly.
-        interleaving = max(
-            _interleaving(poses[fit.full], np.flatnonzero(fit.full)) for poses, fit in zip(loose, fits, strict=True)
-        )
-        groups = _interleaved(interleaving, count)
-        parameters = [poses[np.argsort(groups)] for poses in loose]
-    poses = refined(parameters, groups, _MIDDLE)
-    with ThreadPoolExecutor(len(fits)) as pool:
-        return list(pool.map(lambda fit, poses: fit.motion(poses, groups, _MIDDLE), fits, poses))
+        # Held together from the start, slices would never leave the place of the others.
+        count = len(fit.full)
+        loose = fit.refined(np.zeros((count, 6)), np.arange(count), _COARSE, _LOOSE_STEPS[0])
+        if groups is None:
+            groups = _interleaved(_interleaving(loose[fit.full], np.flatnonzero(fit.full)), count)
+        poses = np.array([loose[groups == group].mean(axis=0) for group in range(groups.max() + 1)])
+        poses = fit.refined(poses, groups, _MIDDLE, _LOOSE_STEPS[1])
+    return fit.motion(fit.refined(poses, groups, _MIDDLE), groups, _MIDDLE)
 
 
 def _halved(
@@ -206,34 +190,51 @@ def head_of(t1: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(t1 > _DARK * np.percentile(t1[t1 > 0], 99)).astype(np.float32)
 
 
-def in_intensities_of(
-    t1: np.ndarray,
-    head: np.ndarray,
-    seen_t1: np.ndarray,
-    seen_head: np.ndarray,
-    seen_t2: np.ndarray,
-    from_zero: bool = False,
-) -> np.ndarray:
-    """A T1w with, in place of each of its values, the median of what the T2w shows where the T1w has that value.
+def t1_features(t1: np.ndarray, voxel: float = 1.0) -> np.ndarray:
+    """What a T1w tells of a T2w's intensity: its own, its mean around, and how much around is head, (3, X, Y, Z).
+
+    A T1w alone tells fluid at the brain's edge from white matter badly, in newborns above all.
 
     Args:
-        t1: any shape.
-        head: where it shows a head (:func:`head_of`), same shape.
-        seen_t1, seen_head, seen_t2: what slices show of these, and of the T2w, at the same places, shape (N,). Places
-            that are partly air count as what is head of them shows.
-        from_zero: what is fainter than all that is seen fades to 0, as if it were partly air.
+        t1: air is 0.
+        voxel: its voxels, mm.
     """
-    inside = seen_head > _MOSTLY
-    if not inside.any():
-        return t1
-    seen_t1, seen_t2 = seen_t1[inside] / seen_head[inside], seen_t2[inside] / seen_head[inside]
-    edges = np.unique(np.quantile(seen_t1, np.linspace(0, 1, _BINS + 1)))
-    bins = np.clip(np.searchsorted(edges, seen_t1, side="right") - 1, 0, max(len(edges) - 2, 0))
-    used = np.unique(bins)
-    middles, medians = ndimage.mean(seen_t1, bins, used), ndimage.median(seen_t2, bins, used)
-    if from_zero:
-        middles, medians = np.concatenate([[0], middles]), np.concatenate([[0], medians])
-    return (head * np.interp(t1, middles, medians)).astype(np.float32)
+    own = (t1 / max(float(np.percentile(t1[t1 > 0], 99)), 1e-9)).astype(np.float32) if t1.any() else t1
+    around = [smooth(of, [sigma / voxel] * 3) for of, sigma in zip((own, head_of(t1)), _AROUND, strict=True)]
+    return np.stack([own, *around])
+
+
+def in_intensities_of(features: np.ndarray, seen: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """A T1w in the intensities of a T2w: the polynomial in its features that comes nearest to slices of the T2w.
+
+    Args:
+        features: :func:`t1_features`, shape (3, X, Y, Z).
+        seen: what slices show of these, shape (3, N).
+        shown: what they show of the T2w, at the same places, shape (N,).
+
+    Returns:
+        float32, shape (X, Y, Z); air is 0.
+    """
+    told = np.flatnonzero((seen[0] > _DARK) & (seen[-1] > _MOSTLY))
+    told = told[:: len(told) // _PLACES + 1]
+    volume = np.zeros(features.shape[1:], np.float32)
+    if not len(told):
+        return volume
+    terms, shown = _polynomial(seen[:, told]), shown[told]
+    products = terms.T @ terms
+    products += 1e-6 * np.trace(products) / len(products) * np.eye(len(products))
+    weights = np.linalg.solve(products, terms.T @ shown).astype(np.float32)
+    head = features[0] > 0
+    volume[head] = np.clip(_polynomial(features[:, head]) @ weights, *np.quantile(shown, (0.001, 0.999)))
+    return volume
+
+
+def _polynomial(features: np.ndarray) -> np.ndarray:
+    """All products of up to three of the features, shape (F, N), and 1: (N, terms)."""
+    terms = [np.ones(features.shape[1], features.dtype)]
+    for degree in range(1, _DEGREE + 1):
+        terms += [np.prod(group, axis=0) for group in combinations_with_replacement(features - 0.5, degree)]
+    return np.stack(terms, axis=1)
 
 
 class _Fit:
@@ -241,24 +242,21 @@ class _Fit:
 
     Args:
         volume, slices, geometry: see :func:`find_motion`, in voxels of ``size`` mm.
-        kind: how the volume takes over the slices' contrast.
+        same_contrast: whether the volume has the slices' contrast; else it is a T1w and takes it over.
         size: of the voxels, mm. Poses and centre are those of voxels of 1 mm all the same.
     """
 
     def __init__(
-        self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, kind: str, size: int = 1
+        self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, same_contrast: bool, size: int = 1
     ) -> None:
-        self._volume, self._slices, self._kind, self._size = volume, slices, kind, size
+        self._volume, self._slices, self._size = volume, slices, size
+        self._features = None if same_contrast else t1_features(volume, size)
+        self._independent = _INDEPENDENT_SAME if same_contrast else _INDEPENDENT_T1
         self._width = profile_width(geometry)
-        self._head = head_of(volume) if kind == _OF_HEAD else (volume > 0).astype(np.float32)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
         self.center = self._in_mm(np.array(ndimage.center_of_mass(head)))
         planes = np.clip(np.rint(geometry.centers).astype(int), 0, volume.shape[2] - 1)
-        if kind == _OF_HEAD:
-            counted = ndimage.binary_erosion(ndimage.binary_fill_holes(head), iterations=_RIM // size)
-        else:
-            counted = ndimage.binary_dilation(head, iterations=_REACH // size)
-        counted = counted[::_STRIDE, ::_STRIDE, planes]
+        counted = ndimage.binary_dilation(head, iterations=_REACH // size)[::_STRIDE, ::_STRIDE, planes]
         # By slice, so that a slice's pixels lie together.
         which, *pixels = np.nonzero(np.moveaxis(counted, 2, 0))
         self._pixels, self._which = _STRIDE * np.array(pixels), which
@@ -313,13 +311,9 @@ class _Fit:
     def _seen(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
         """The volume in the slices' contrast, seen through their profile."""
         volume, width = self._volume, (sigma / self._size, sigma / self._size, self._width)
-        if self._kind != _SAME:
-            places = self._moved(poses)
-            (seen,) = self._sampled(smooth(volume, width)[None], places)
-            share = (seen > _FAINTEST * np.percentile(seen, 99)).astype(float)
-            if self._kind == _OF_HEAD:
-                (share,) = self._sampled(smooth(self._head, width)[None], places)
-            volume = in_intensities_of(volume, self._head, seen, share, shown, self._kind == _WHOLE)
+        if self._features is not None:
+            seen = self._sampled(smooth(self._features, width), self._moved(poses))
+            volume = in_intensities_of(self._features, seen, shown)
         return smooth(volume, width)
 
     def _sampled(self, volumes: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -353,7 +347,7 @@ class _Fit:
         head = (seen > _FAINTEST * seen.max()) | (shown > _FAINTEST * shown.max())
         scale = 1.4826 * float(np.median(np.abs(error[head]))) + 1e-9
         weights = np.square(np.clip(1 - np.square(error / (_OUTLYING * scale)), 0, None))
-        weights *= _INDEPENDENT[self._kind] * self._size**2 / scale**2
+        weights *= self._independent * self._size**2 / scale**2
         normals, targets = np.zeros((len(parameters), 6, 6)), np.zeros((len(parameters), 6))
         for index, part in self._parts():
             weighted = slopes[part].T * weights[part]
