@@ -7,6 +7,7 @@ They are torch tensors, on any device, since training makes its samples on the G
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from func.scans.resampling import threads
 from func.slices.filters import smooth
 from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, slice_matrix, upsampling_matrix
 
@@ -161,6 +163,9 @@ def t1_offset(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: Sl
         return seen[key]
 
     best = np.zeros(3, int)
+    # These are always needed, and on their own too little work for several processors.
+    with ThreadPoolExecutor(threads()) as pool:
+        list(pool.map(misfit, np.concatenate([[best], np.eye(3, dtype=int), -np.eye(3, dtype=int)])))
     for axis in range(3):
         unit = np.eye(3, dtype=int)[axis]
         nearer = min((best + unit, best - unit), key=misfit)
@@ -220,10 +225,10 @@ def head_share(t1: Tensor) -> Tensor:
 
 def _opened(mask: Tensor) -> Tensor:
     """Morphological opening by a voxel and its six neighbours: what is left of the mask without its thin parts."""
-    return _with_neighbours(~_with_neighbours(~mask, beyond=True), beyond=False)
+    return with_neighbours(~with_neighbours(~mask, beyond=True), beyond=False)
 
 
-def _with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
+def with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
     """The mask and all neighbours of its voxels; ``beyond`` tells whether the voxels beyond the borders are in it."""
     grown = mask.clone()
     for axis in (-3, -2, -1):

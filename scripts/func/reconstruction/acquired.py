@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from scipy import ndimage
 
 from func.errors import BabyAIError, warn
-from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
+from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset, with_neighbours
 from func.reconstruction.consistency import HEAD, noise_of, rms
 from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case, warn_of_voxels
@@ -18,6 +19,7 @@ from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import check_same_head, register_rigid
 from func.scans.resampling import resample
+from func.slices.filters import smooth
 from func.slices.geometry import (
     SliceGeometry,
     acquire,
@@ -33,6 +35,7 @@ from func.slices.geometry import (
 _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
 _AROUND = 5  # voxels: how far around a voxel its detail is told from noise
+_FROM_BORDER, _BORDER_SIGMA = 4, 1.5  # voxels within the T1w's field of view, where it fades out
 _MISSED = 0.02  # of what the T2w shows: a T1w that leaves out more is told of
 
 
@@ -286,8 +289,10 @@ def _coverage(t1: nib.Nifti1Image, shape: tuple[int, int, int], to_t1: np.ndarra
     for axis, row in enumerate(to_voxels[:3].astype(np.float32)):
         place = row[0] * steps[0] + row[1] * steps[1] + (row[2] * steps[2] + row[3])
         inside &= (place >= -0.5) & (place <= last[axis])
-    inner = ndimage.binary_erosion(inside, iterations=4, border_value=1)
-    return ndimage.gaussian_filter(inner.astype(np.float32), 1.5)
+    outside = torch.from_numpy(~inside)
+    for _ in range(_FROM_BORDER):
+        outside = with_neighbours(outside, beyond=False)
+    return smooth((~outside).float(), [_BORDER_SIGMA] * 3).numpy()
 
 
 def with_in_plane_detail(

@@ -16,6 +16,7 @@ from func.networks.guidance import LARGEST_T1_OFFSET
 from func.reconstruction.consistency import noise_of
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of
+from func.slices.filters import smooth
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, measured_slices, slices_last
 from func.slices.recovery import recover_geometry
 
@@ -313,11 +314,11 @@ def slice_jumps(slices: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.n
         Movements in mm, shape (count - 2, 3): displacement along the two axes, and how far the turn about the head's
         middle moves a voxel, root mean square over the head. And differences of log intensity, shape (count - 2,).
     """
-    smooth = ndimage.gaussian_filter(slices, [_SMOOTHING / sizes[0], _SMOOTHING / sizes[1], 0])
+    smoothed = smooth(slices, [_SMOOTHING / sizes[0], _SMOOTHING / sizes[1], 0])
     # So smooth a slice is known by far fewer pixels.
     steps = np.maximum(1, np.rint(_SMOOTHING / 2 / sizes).astype(int))
-    smooth, sizes = smooth[:: steps[0], :: steps[1]], sizes * steps
-    middle, beside = smooth[..., 1:-1], (smooth[..., :-2] + smooth[..., 2:]) / 2
+    smoothed, sizes = smoothed[:: steps[0], :: steps[1]], sizes * steps
+    middle, beside = smoothed[..., 1:-1], (smoothed[..., :-2] + smoothed[..., 2:]) / 2
     inside = (beside > _FOREGROUND) & (middle > _FOREGROUND)
     counts = np.maximum(inside.sum(axis=(0, 1)), 1)
     brightness = np.log((middle * inside).sum(axis=(0, 1)) / counts + 1e-6)
