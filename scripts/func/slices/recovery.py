@@ -16,6 +16,8 @@ from func.slices.geometry import SliceGeometry, along, upsample, upsampling_matr
 STATED, RECOVERED = "sidecar", "recovered from the volume"  # where a slice geometry came from
 _COARSE = 0.04  # of the volume: slices twice as far apart that leave no more may be the true ones
 _ROUGHLY = 0.05  # of the volume: a stated geometry that leaves more does not explain it
+_EXACT, _ROUGH = {"xatol": 1e-4, "fatol": 1e-6}, {"xatol": 0.03, "fatol": 0.01}
+_FAR_OFF = 3  # times the misfit allowed: knots that come no nearer at a rough look are not followed
 
 
 def explaining_geometry(
@@ -169,6 +171,9 @@ def search_knots(columns: np.ndarray, tolerance: float = 0.02) -> tuple[float, f
         if min(misfits) > 0.25:
             continue
         found = spacing, offsets[int(np.argmin(misfits))] + start
+        # Most are found wrong by a rough look.
+        if _refine(short, spacing, found[1] - start, _ROUGH)[2] > _FAR_OFF * tolerance:
+            continue
         for span in sorted({min(span, len(columns)) for span in (32, 64, 128, 256)}):
             low = (len(columns) - span) // 2
             *found, misfit = _refine(columns[low : low + span], found[0], found[1] - low)
@@ -180,7 +185,9 @@ def search_knots(columns: np.ndarray, tolerance: float = 0.02) -> tuple[float, f
     return 1.0, 0.0, np.inf
 
 
-def _refine(columns: np.ndarray, spacing: float, center: float) -> tuple[float, float, float]:
+def _refine(
+    columns: np.ndarray, spacing: float, center: float, accuracy: dict[str, float] = _EXACT
+) -> tuple[float, float, float]:
     """Nelder-Mead on spacing and the knot nearest the middle, which hardly depend on each other."""
     start, middle = spacing, center + spacing * round((len(columns) / 2 - center) / spacing)
 
@@ -198,7 +205,7 @@ def _refine(columns: np.ndarray, spacing: float, center: float) -> tuple[float, 
         misfit,
         simplex[0],
         method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 1e-4, "fatol": 1e-6},
+        options={"initial_simplex": simplex, **accuracy},
     )
     return float(found.x[0]), float(found.x[1]), float(found.fun)
 
