@@ -5,7 +5,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from func.slices.geometry import SliceGeometry
-from func.slices.motion import find_motion, order_of_acquisition
+from func.slices.motion import find_motion, in_intensities_of, order_of_acquisition, t1_features
 from stacks_for_tests import AFFINE, SHAPE, rigid, scanned, small_head
 
 COUNT, THICKNESS = 20, 3.5
@@ -48,6 +48,27 @@ def test_a_jump_in_mid_stack_is_found_with_the_t1(head):
     assert np.quantile(errors(motion, poses, t1), 0.9) < 0.6
     jumped = np.linalg.norm(motion.path[-1, :3] - motion.path[0, :3])
     assert jumped == pytest.approx(np.linalg.norm([1.5, -1, 2]), abs=0.6)
+
+
+def test_a_jump_is_found_with_a_t1_that_does_not_tell_fluid_from_white_matter(head):
+    """As a newborn's: only what lies around a place tells which it is."""
+    t1, t2 = (np.asarray(image.dataobj) for image in head)
+    fluid = t2 > np.quantile(t2[t2 > 0], 0.85)
+    alike = np.where(fluid, np.quantile(t1[t1 > 0], 0.7), t1).astype(np.float32)
+    poses = jumping()
+    motion = find_motion(alike, measured(head[1], poses), GEOMETRY)
+    assert motion.moved
+    assert np.quantile(errors(motion, poses, head[0]), 0.9) < 1
+
+
+def test_a_t1_takes_on_the_intensities_that_its_surroundings_tell(head):
+    features = t1_features(np.asarray(head[0].dataobj))
+    t2 = np.where(features[0] > 0, 0.3 + features[1] ** 2 - 0.4 * features[0] * features[2], 0)
+    places = np.random.default_rng(0).integers(0, SHAPE, (20_000, 3)).T
+    like_t2 = in_intensities_of(features, features[:, *places], t2[*places])
+    inside = features[2] > 0.9
+    assert np.abs(like_t2 - t2)[inside].mean() < 0.002 < 0.1 * t2[inside].std()
+    assert not like_t2[features[0] == 0].any()
 
 
 def test_the_same_contrast_refines(head):
