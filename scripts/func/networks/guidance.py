@@ -21,7 +21,7 @@ from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, slice_m
 
 CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
 
-LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is moved; nearer, its outline is worth more where it is
+LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is moved as a whole; nearer, its outline stays
 
 _NEIGHBOURHOOD = (2.5, 2.5, 0.9)  # Gaussian, voxels in-plane and slices
 _NOISE = 0.07  # of the T1w's range: contrast in the T1w below this suggests nothing

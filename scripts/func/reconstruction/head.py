@@ -16,6 +16,10 @@ from func.scans.intensity import Scale, zero_based_scale
 from func.slices.geometry import SliceGeometry, upsample
 
 MARGIN = 6  # voxels of air kept around the head
+# Voxels: less is not told from none. In two newborns whose scans lie 0.3 and 0.5 apart, moving the inside of the T1w
+# gained 0.1 to 0.4 dB at 2 mm and 0.5 to 1.0 dB at 4 mm in the inner brain.
+_LEAST_T1_OFFSET = 0.2
+_OUTLINE = 2  # voxels at the T1w's edge that then stay
 _FAR = 10  # voxels from the T2w's head: there the T1w should show air
 _NOISY = 0.1  # of the T1w's range, its mean there
 _ALIKE = 0.5  # correlation of neighbouring voxels there: less is noise, more is skin and skull
@@ -81,6 +85,10 @@ class Head:
             distance = round(float(np.linalg.norm(shift)), 2)
             if distance > LARGEST_T1_OFFSET:
                 t1 = silence(ndimage.shift(t1, shift, order=3))
+            elif distance > _LEAST_T1_OFFSET:
+                # Scans extracted with one mask share its outline, however they lie within it.
+                inside = ndimage.binary_erosion(t1 > 0, iterations=_OUTLINE)
+                t1 = np.where(inside, ndimage.shift(t1, shift, order=3), t1)
         coverage = None if working.coverage is None else working.coverage[box]
         return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out), coverage)
 
