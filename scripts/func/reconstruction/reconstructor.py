@@ -38,7 +38,7 @@ from func.stopwatch import Stopwatch
 
 Progress = Callable[[int, int], object]
 _MIRRORS = ((), (2,), (0,), (1,))  # axes along which the network sees a case mirrored, a run each; the slices' last
-# Voxels of 1 mm: a brain, or an infant's head, but not an adult's. Two cores take 12 s for so many (3.1 s a million).
+# Voxels of 1 mm: a brain, or an infant's head, but not an adult's. Two cores take 11 to 15 s for so many.
 _LARGEST_ON_PROCESSORS = 4_000_000
 
 

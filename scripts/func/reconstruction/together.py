@@ -29,14 +29,7 @@ from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
 from func.scans.resampling import resample, threads
 from func.slices.geometry import AXIS_ACROSS, acquire, slices_last, upsample
-from func.slices.motion import (
-    LARGEST_UNEXPLAINED,
-    Motion,
-    find_motion,
-    in_intensities_of,
-    order_of_acquisition,
-    t1_features,
-)
+from func.slices.motion import Motion, find_motion, in_intensities_of, order_of_acquisition, t1_features
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
 
 _VOXEL = 0.8  # mm: a volume is linear between voxels so small; on crops of 68 voxels, 1 mm cost 0.3 dB
@@ -45,7 +38,7 @@ _SPARSE = 4.0  # mm between the voxels that tell how bright one stack is against
 _ROUGH_STEPS = 3  # of conjugate gradients, for a volume that slices are only laid upon
 _CONTRADICTING = 1.3  # times the noise of the slices: what they contradict each other by, where some are out of place
 # mm of Motion.spread upon the other stacks: still ones had up to 0.08, one that moved by 0.53 had 0.54.
-_LARGEST_STILL = 0.25
+_STILL_UPON_OTHERS = 0.25
 _LEAST_LEFT = 0.7  # of a stack's slices: with fewer, the user is warned
 
 
@@ -144,7 +137,7 @@ class PlacedStack:
         order = order_of_acquisition(self.case.sidecar, self.head.geometry.count)
         found = find_motion(seen, self.head.slices, self.head.geometry, order, True, self.motion)
         # Upon the same contrast much smaller motion shows than upon a T1w.
-        moved = found.spread > _LARGEST_STILL and found.unexplained < LARGEST_UNEXPLAINED
+        moved = found.moved_beyond(_STILL_UPON_OTHERS)
         undone = found if self.motion or moved or wanted == "on" else None
         return replace(self, motion=undone, searched=self.searched or found)
 

@@ -99,8 +99,12 @@ class Motion:
 
     @property
     def moved(self) -> bool:
-        """Whether the head moved more than is found of one that lay still, and its slices fit clearly better so."""
-        return self.spread > LARGEST_STILL and self.unexplained < LARGEST_UNEXPLAINED
+        """Whether the head moved more than a T1w shows of one that lay still, and its slices fit clearly better so."""
+        return self.moved_beyond(LARGEST_STILL)
+
+    def moved_beyond(self, still: float) -> bool:
+        """Whether the spread is larger than ``still`` mm, and the slices fit clearly better so."""
+        return self.spread > still and self.unexplained < LARGEST_UNEXPLAINED
 
     @property
     def path(self) -> np.ndarray:
