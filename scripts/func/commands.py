@@ -269,11 +269,10 @@ def _attempt(work: Callable, item):
 
 
 def _run(work: Callable, item):
-    try:
+    with contextlib.suppress(SystemExit):
         return work(item)
-    except SystemExit:
-        # The pool would hand the process its next item; by now the files of this one have been cleaned up.
-        os._exit(143)
+    # Stopped, and the files of this item cleaned up; the pool would hand the process its next one.
+    os._exit(143)
 
 
 def _prepare_worker() -> None:

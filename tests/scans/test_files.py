@@ -1,5 +1,6 @@
 """Writing is all or nothing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -45,3 +46,23 @@ def test_leftovers_of_killed_processes_go_when_the_file_is_written_again(tmp_pat
         save_json(tmp_path / "a[1].json", {})
         assert other.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a[1].json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and fork are POSIX")
+def test_a_stop_at_any_moment_leaves_nothing(tmp_path):
+    stopped = (
+        "import itertools, os, signal, sys, time\n"
+        "from func.commands import _prepare_worker, _run\n"
+        "from func.scans.files import save_json\n"
+        "def write_for_ever(folder):\n"
+        "    for number in itertools.cycle(range(9)): save_json(f'{folder}/{number}.json', {})\n"
+        "for moment in range(40):\n"
+        "    if not (process := os.fork()):\n"
+        "        _prepare_worker()\n"
+        "        _run(write_for_ever, sys.argv[1])\n"
+        "    time.sleep(0.01 + moment / 7000)\n"
+        "    os.kill(process, signal.SIGTERM)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143\n"
+        "    assert not [name for name in os.listdir(sys.argv[1]) if name.startswith('.')], moment\n"
+    )
+    subprocess.run([sys.executable, "-c", stopped, tmp_path], cwd=files.__file__.rsplit("/", 3)[0], check=True)

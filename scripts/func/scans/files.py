@@ -6,9 +6,8 @@ import contextlib
 import errno
 import json
 import os
-import shutil
+import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,30 +25,31 @@ _WRITE_FAULTS = {
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A path in a temporary folder beside the final one; moved to ``path`` once the block has written it whole.
+    """A hidden path beside the final one; moved to ``path`` once the block has written it whole.
 
-    Whatever interrupts the block, nothing partial is left under the final name. Temporary folders of processes that
-    were killed go when the next file is written beside them. The folder of ``path`` is made if need be, and the
-    temporary name ends as the final one does, since nibabel goes by that.
+    Whatever interrupts the block, nothing partial is left under the final name. Temporary files of processes that were
+    killed go when the next file is written beside them. The folder of ``path`` is made if need be, and the temporary
+    name ends as the final one does, since nibabel goes by that.
 
     Raises:
         BabyAIError: the file could not be written (disk full, no permission, folder gone).
     """
     path = Path(path)
     own = f".part-{socket.gethostname()}-"
+    # Named before it is there: a stop at any moment then finds what to remove.
+    temporary = path.parent / f"{own}{os.getpid()}-{secrets.token_hex(4)}{''.join(path.suffixes)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{own}*"):
             if not _is_running(leftover.name.removeprefix(own).partition("-")[0]):
-                shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f"{own}{os.getpid()}-", dir=path.parent, ignore_cleanup_errors=True
-        ) as folder:
-            temporary = Path(folder, f".{path.name}")  # hidden, so that no search takes it for the result
+                leftover.unlink(missing_ok=True)
+        try:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         fault = _WRITE_FAULTS.get(error.errno, f"{error.strerror or error}; check the output folder.")
         raise BabyAIError(f"{path} could not be written: {fault}") from error
