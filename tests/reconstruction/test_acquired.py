@@ -74,6 +74,13 @@ def test_without_a_t1w_the_result_lies_where_the_t2w_does(stack):
     np.testing.assert_allclose(voxel_sizes(result.image.affine), 1)
 
 
+@pytest.mark.parametrize("factor", [0.05, 20])
+def test_a_stack_of_no_heads_size_is_refused_without_a_t1w_too(stack, factor):
+    wrong = image_of(array_of(stack), np.diag([factor] * 3 + [1]) @ stack.affine)
+    with pytest.raises(BabyAIError, match="shows a head of"):
+        reconstruct(None, wrong, weights_of(Unchanged()), raw=RawSettings("t2"))
+
+
 @pytest.mark.parametrize(("voxel_size", "expected"), [("in-plane", 0.5), (0.7, 0.7), (1.0, 1.0)])
 def test_detail_that_the_slices_hold_in_plane_is_kept(voxel_size, expected):
     t2, plane = fine_stack()

@@ -39,6 +39,12 @@ def test_a_good_input_gives_no_warning(small_head, slices):
     assert quality["EvenOddShift"] < 0.3 and quality["EvenOddIntensity"] < 2
 
 
+def test_slices_thicker_than_they_are_apart(small_head, slices):
+    report = {"SliceGeometry": REPORT["SliceGeometry"] | {"SliceThickness": 4}}
+    told = judged(small_head.t1, slices, report)[1]
+    assert any("Slices of 4 mm lie 3 mm apart, so that each shows a part of the next" in warning for warning in told)
+
+
 def test_movement_between_the_halves_of_an_interleaved_scan(small_head, slices):
     moved = odd_slices_changed(slices, lambda odd: np.roll(odd, 2, axis=1))
     quality, warnings = judged(small_head.t1, moved)

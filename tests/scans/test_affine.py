@@ -108,5 +108,23 @@ def test_a_wrong_unit_is_told_and_the_size_of_a_head_decides(tmp_path, capsys, u
     assert_reads(saved(tmp_path / "scan.nii", xyzt_units=unit), OBLIQUE, "if its lengths are millimetres", capsys)
 
 
+def test_a_head_of_a_few_centimetres_is_one_in_centimetres(tmp_path, capsys):
+    """Not a crop of a few centimetres in which voxels are as large as those of a scan."""
+    assert_reads(
+        saved(tmp_path / "a.nii", *[np.diag([0.1, 0.1, 0.1, 1]) @ OBLIQUE] * 2), OBLIQUE, "centimetres", capsys
+    )
+    assert_reads(saved(tmp_path / "b.nii"), OBLIQUE, None, capsys)
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (0, 0)])
+def test_voxel_sizes_that_are_not_there_are_not_made_up(tmp_path, codes):
+    with pytest.raises(BabyAIError, match="pixdim"):
+        read_volume(saved(tmp_path / "scan.nii", codes=codes, pixdim=[1, 0.8, 1, 0]))
+
+
+def test_voxel_sizes_that_the_sform_knows_need_no_others(tmp_path, capsys):
+    assert_reads(saved(tmp_path / "scan.nii", codes=(1, 0), pixdim=[1, 0.8, 1, 0]), OBLIQUE, "0.8 x 1 x 0 mm", capsys)
+
+
 def test_an_image_made_in_memory_has_its_unit():
     assert image_of(np.ones(SHAPE), np.eye(4)).header.get_xyzt_units()[0] == "mm"

@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from func.errors import BabyAIError
 from func.reconstruction import on_grid
 from func.reconstruction.reconstructor import Reconstructor
 from func.scans.bids import Pair
@@ -119,3 +120,17 @@ def test_slices_looked_for_while_reading_are_not_looked_for_again(scans, monkeyp
     result = Reconstructor(weights_of(Unchanged())).reconstruct(case)
     assert not result.warnings and result.report["SliceGeometry"] == plain.report["SliceGeometry"]
     np.testing.assert_array_equal(array_of(result.image), array_of(plain.image))
+
+
+def test_a_head_that_is_darker_than_air_is_refused(scans):
+    t1, t2, _ = scans
+    inverted = np.random.default_rng(0).normal(0, 5, t2.shape) - array_of(t2)
+    with pytest.raises(BabyAIError, match="darker than air"):
+        Case.of(t1, image_of(inverted, t2.affine))
+
+
+def test_a_mask_in_place_of_a_scan_is_told(scans):
+    t1, t2, sidecar = scans
+    assert not Case.of(t1, t2, sidecar).warnings
+    case = Case.of(image_of(array_of(t1) > 0, t1.affine), t2, sidecar)
+    assert case.warnings == ("the volume has 2 different values only, as a mask has; check the file.",)

@@ -17,7 +17,7 @@ from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case, warn_of_voxels
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
-from func.scans.registration import check_same_head, register_rigid
+from func.scans.registration import check_head_volume, check_same_head, register_rigid
 from func.scans.resampling import resample
 from func.slices.filters import smooth
 from func.slices.geometry import (
@@ -162,6 +162,8 @@ class AcquiredCase(WorkingCase):
         axis, thickness, spacing = stack_geometry(case.t2, case.sidecar)
         stack = case.t2, axis, thickness, spacing, stated_profile(case.sidecar, case.t2)
         self.name = name_of(case.t2)
+        if not case.t1:
+            check_head_volume(case.t2)
         warn_of_voxels(case.t1, case.t2)
         self._grid = StackGrid.around(*stack)
         self._voxel = self._voxel_size(case.t2, axis, settings)

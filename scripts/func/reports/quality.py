@@ -143,6 +143,11 @@ def _slice_warnings(known: dict) -> list[str]:
             f"Between slices of {thickness:.3g} mm lie gaps of {spacing - thickness:.3g} mm: what is in them was never "
             "measured but inferred from the T1w; look twice at small structures there."
         )
+    if thickness > 1.05 * spacing:
+        found.append(
+            f"Slices of {thickness:.3g} mm lie {spacing:.3g} mm apart, so that each shows a part of the next; where "
+            "they were not acquired so, correct SliceThickness."
+        )
     if known["Obliqueness"] > LARGEST_OBLIQUENESS:
         found.append(
             f"The slices are tilted by {known['Obliqueness']:.0f} degrees against the {known['Plane']} plane; check "

@@ -15,7 +15,9 @@ from func.errors import BabyAIError, warn
 
 _VOXEL_SIZES = (0.1, 30.0)  # mm, of any head scan
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by NIfTI's codes for metre and micrometre
-_UNITS = {1000.0: "metres", 1.0: "millimetres", 0.001: "micrometres"}
+_UNITS = {1000.0: "metres", 10.0: "centimetres", 1.0: "millimetres", 0.001: "micrometres"}
+# In so little of a field of view (mm), with voxels so small, there is no head, unless the lengths are centimetres.
+_NO_HEAD, _SMALL_VOXELS = 40.0, 0.6
 
 
 def affine_in_mm(path: Path, header: nib.Nifti1Header) -> np.ndarray:
@@ -37,7 +39,8 @@ def affine_in_mm(path: Path, header: nib.Nifti1Header) -> np.ndarray:
         warn(f"{path} does not say how the head lies in it (sform and qform are 0); check left and right.")
     if not _is_proper(affine):
         raise BabyAIError(
-            f"{path} has a damaged affine (sform/qform), so that its orientation is unknown; convert it again."
+            f"{path} has a damaged affine (sform, qform, pixdim), so that it is unknown how its voxels lie; convert it "
+            "again."
         )
     if affine is sform:
         _compare(path, header, sform, qform if _is_proper(qform) else None)
@@ -93,6 +96,8 @@ def _mm_per_unit(path: Path, header: nib.Nifti1Header, affine: np.ndarray) -> fl
         unit for unit in (stated, 1.0, 1000.0, 0.001) if low <= (sizes * unit).min() <= (sizes * unit).max() <= high
     )
     factor = next(plausible, 1.0)
+    if factor == 1 and sizes.max() <= _SMALL_VOXELS and (sizes * header.get_data_shape()[:3]).max() < _NO_HEAD:
+        factor = 10.0
     if factor != 1 or stated != 1:
         warn(
             f"{path} has voxels of {_mm(sizes * factor)}, if its lengths are {_UNITS[factor]}, which is how it is read."

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _RIM = 3.0  # mm around a mask, in-plane
 _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
 _THICK_T1 = 2.0  # mm
+_DARKER = 2.0  # times as far below air as the brightest voxels are above it: the head is darker than air
+_FEW_VALUES = 8  # of a mask or a segmentation
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,25 @@ def check_grids(case: Case, atlas: bool = False) -> None:
 
 
 def _cleaned(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, Level]:
-    """A scan with its air at 0 and no spikes, and the intensity that its air had."""
+    """A scan with its air at 0 and no spikes, and the intensity that its air had.
+
+    Raises:
+        BabyAIError: the head is darker than air.
+    """
     array = array_of(image)
     level = level_of(array)
     if any(level):
         warn(f"The intensities of {name_of(image)} do not start at 0 ({level}); it is worked on from 0 upwards.")
         array = level.remove(array)
+    sample = array[::2, ::2, ::2]
+    darkest, brightest = np.percentile(sample, [0.5, 99.5])
+    if -darkest > _DARKER * max(brightest, 0):
+        raise BabyAIError(
+            f"{name_of(image)} shows a head that is darker than air ({darkest:.4g}, nothing above {brightest:.4g}); "
+            "multiply it by -1 if it is inverted, or export it again."
+        )
+    if len(np.unique(sample)) <= _FEW_VALUES:
+        warn(f"{name_of(image)} has {len(np.unique(sample))} different values only, as a mask has; check the file.")
     array, spikes = without_spikes(array)
     if spikes:
         warn(f"{spikes} voxels of {name_of(image)} are far brighter than all others, and were replaced by the median "

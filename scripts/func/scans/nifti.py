@@ -99,8 +99,13 @@ def check_is_there(path: Path) -> None:
 
 
 def _check_content(path: Path) -> None:
-    if path.name.endswith((".mgz", ".mgh")):
-        raise BabyAIError(f"{path} is in FreeSurfer's format; convert it: mri_convert {path.name} {path.stem}.nii.gz")
+    # nib-convert and nib-roi come with nibabel.
+    if path.name.lower().endswith((".mgz", ".mgh")):
+        raise BabyAIError(f"{path} is in FreeSurfer's format; convert it: nib-convert {path.name} {path.stem}.nii.gz")
+    if path.name.lower().endswith((".img", ".hdr")):
+        raise BabyAIError(
+            f"{path} is one half of a .hdr/.img pair; join them: nib-convert {path.stem}.img {path.stem}.nii.gz"
+        )
     if path.stat().st_size == 0:
         raise BabyAIError(f"{path} is empty (0 bytes); copy or convert it again.")
 
@@ -117,9 +122,9 @@ def _read_header(path: Path, stream: BinaryIO) -> nib.Nifti1Header:
     if len(block) < kind.template_dtype.itemsize:
         raise EOFError
     header = kind(block[: kind.template_dtype.itemsize], check=False)
+    unknown = header["pixdim"] == 0
     header.check_fix(logger=_silent)
-    if not header.is_single:
-        raise BabyAIError(f"{path} is one half of a .hdr/.img pair; save it as a single .nii.gz file.")
+    header["pixdim"][unknown] = 0  # which was made 1, as if it were known
     return header
 
 
@@ -141,7 +146,7 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]
     stated = _times(shape)
     if len(shape) > 3:
         raise BabyAIError(
-            f"{path} is {len(shape)}-D ({stated}); extract a single 3-D volume from it, e.g. with fslroi."
+            f"{path} is {len(shape)}-D ({stated}); take a volume out of it: nib-roi -t 0:1 {path.name} one_{path.name}"
         )
     if len(shape) < 3 or min(shape) < 1:
         raise BabyAIError(f"{path} is not a 3-D volume (its shape is {stated or 'empty'}).")

@@ -223,15 +223,7 @@ def _prepared(image: nib.Nifti1Image, scaled: bool = False) -> _Volume:
             f"{name_of(image)} has {min(array.shape)} of the {_FEWEST_PLANES} slices that are needed to register it; "
             "give a stack of more."
         )
-    if not array.any():
-        raise BabyAIError(f"{name_of(image)} shows nothing that could be registered; check the scan.")
-    volume = 8 * _foreground(array[::2, ::2, ::2]).sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    low, high = _HEAD_VOLUME
-    if not low < volume < high:
-        raise BabyAIError(
-            f"{name_of(image)} shows a head of {volume:,.1f} ml by its header, whose voxel sizes are wrong, or in "
-            "another unit than mm; convert the scan again, or correct its pixdim, sform and qform."
-        )
+    check_head_volume(image)
     if not scaled:
         array = _evenly_lit(array, voxel_sizes(image.affine))
     return _Volume(np.minimum(array, np.percentile(array[array > 0], 99.5)), np.asarray(image.affine, float))
@@ -527,6 +519,25 @@ def _distinct(matrices: list[np.ndarray], center: np.ndarray) -> list[np.ndarray
         if all(mean_displacement(matrix, other, surface) > 5 for other in kept):
             kept.append(matrix)
     return kept
+
+
+def check_head_volume(image: nib.Nifti1Image) -> None:
+    """Refuse a scan whose head is far smaller or larger, by its header, than any head.
+
+    Raises:
+        BabyAIError: it is; or the scan is empty.
+    """
+    array = np.asarray(image.dataobj, dtype=np.float32)[::2, ::2, ::2]
+    array = array - min(float(array.min()), 0.0)
+    if not array.any():
+        raise BabyAIError(f"{name_of(image)} shows nothing that could be registered; check the scan.")
+    volume = 8 * _foreground(array).sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    low, high = _HEAD_VOLUME
+    if not low < volume < high:
+        raise BabyAIError(
+            f"{name_of(image)} shows a head of {volume:,.1f} ml by its header, whose voxel sizes are wrong, or in "
+            "another unit than mm; convert the scan again, or correct its pixdim, sform and qform."
+        )
 
 
 def check_same_head(
