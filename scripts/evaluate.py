@@ -56,7 +56,7 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from func.commands import Tally, in_processes, processors, run_to_the_end, script_parser
+from func.commands import Tally, at_least_one, in_processes, processors, run_to_the_end, script_parser
 from func.errors import warn
 from func.reports.ages import group_of, read_age_groups
 from func.reports.comparisons import Comparison, find_comparisons, score_comparison, slices_behind, weights_of
@@ -139,7 +139,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=ALIGN,
         help="lay every volume on the truth by a small rigid motion before it is scored",
     )
-    results.add_argument("--workers", type=int, default=WORKERS, help="processes (default: %(default)s)")
+    results.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
     own = parser.add_argument_group("scans reconstructed here")
     kind = own.add_mutually_exclusive_group()
     kind.add_argument("--held-out-slices", action="store_true", help="score raw scans on slices taken away from them")
@@ -162,8 +162,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_split(both)
     arguments = parser.parse_args(argv)
-    if arguments.workers < 1:
-        parser.error("--workers must be 1 or more")
     if not 0 <= arguments.depth < float("inf"):
         parser.error("--depth must be 0 mm or more")
     if not all(1 < thickness < float("inf") for thickness in arguments.thickness):
@@ -188,8 +186,10 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
             tally.fail(result.name, error)
     for baseline in (path for path in lacking if wanted(entities_of(path)["sub"])):
         warn(f"Not evaluated, for want of a result: {baseline}")
-    ages = read_age_groups(arguments.reference_dir)
-    ages = {dataset: ages | read_age_groups(dataset) for dataset in {comparison.dataset for comparison in comparisons}}
+    whole = read_age_groups(arguments.reference_dir)
+    ages = {arguments.reference_dir: whole}
+    for dataset in {comparison.dataset for comparison in comparisons} - ages.keys():
+        ages[dataset] = whole | read_age_groups(dataset)
     weights = weights_of(comparison.result for comparison in comparisons)
     made_with = "Results of " + ", ".join(f"{name}: {count}" for name, count in weights.items()) + "."
     if len(weights) > 1:

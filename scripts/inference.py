@@ -32,6 +32,7 @@ from func.commands import (
     processors,
     run_to_the_end,
     script_parser,
+    similarity,
 )
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
@@ -171,8 +172,6 @@ def reconstruct_pairs(
             try:
                 case, *others = reading.result()
                 stopwatch.lap("Reading")
-                if weights.recipe == "babyai":
-                    check_grids(case, atlas=True)
                 with report_out_of_memory(pair.name):
                     if others:
                         result = reconstructor.reconstruct_together([case, *others], raw)
@@ -458,7 +457,7 @@ def add_raw(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--min-similarity",
-        type=float,
+        type=similarity,
         default=MIN_SIMILARITY,
         metavar="S",
         help="refuse T1w and T2w that are less similar once registered (default: refuse only failed registrations)",

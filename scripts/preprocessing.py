@@ -38,6 +38,7 @@ from func.commands import (
     processors,
     run_to_the_end,
     script_parser,
+    similarity,
 )
 from func.errors import BabyAIError, collect_warnings
 from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
@@ -96,7 +97,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_t1w_filter(prepare)
     prepare.add_argument(
         "--min-similarity",
-        type=float,
+        type=similarity,
         default=MIN_SIMILARITY,
         metavar="S",
         help="refuse a T2w that is less similar to its T1w than this, 0 to 1, and no other (default: refuse it where "
@@ -134,12 +135,26 @@ def place_atlas(arguments: argparse.Namespace, tally: Tally) -> None:
     if target.exists() and not arguments.overwrite:
         tally.kept += 1
         return
-    atlas = arguments.atlas or fetch(ATLAS_FILE)
-    check_atlas_grid(read_volume(atlas))
+    atlas = find_atlas(arguments)
     with atomic(target) as temporary:
         shutil.copyfile(atlas, temporary)
     tally.done += 1
     print(f"{ATLAS_FILE} -> {target}")
+
+
+def find_atlas(arguments: argparse.Namespace) -> Path:
+    """The file of the atlas: the one asked for, or the published one.
+
+    Raises:
+        BabyAIError: it cannot be had, or is no volume on the atlas grid.
+    """
+    path = arguments.atlas or fetch(ATLAS_FILE)
+    atlas = read_volume(path)
+    try:
+        check_atlas_grid(atlas)
+    except BabyAIError as error:
+        raise BabyAIError(f"{str(error).rpartition(';')[0]}; give another --atlas, or none.") from None
+    return path
 
 
 def prepare_folder(arguments: argparse.Namespace, tally: Tally) -> None:
@@ -155,8 +170,7 @@ def prepare_folder(arguments: argparse.Namespace, tally: Tally) -> None:
             "derivatives folder."
         )
     pairs, errors = find_pairs(arguments.data_dir, arguments.t1w_filter)
-    atlas = arguments.atlas or fetch(ATLAS_FILE)
-    check_atlas_grid(read_volume(atlas))
+    atlas = find_atlas(arguments)
     for error in errors:
         tally.fail("", error)
     with tqdm(total=len(pairs), desc="Scans", unit="scan", disable=None) as bar:
@@ -253,7 +267,10 @@ def prepare_t1(
         Shape (4, 4), world mm (RAS+) of the atlas -> world mm of the T1w.
     """
     if target.exists() and not arguments.overwrite:
-        return load_itk_transform(transform_path(target, "atlas"))
+        try:
+            return load_itk_transform(transform_path(target, "atlas"))
+        except BabyAIError as error:
+            raise BabyAIError(f"{str(error).rpartition(';')[0]}; give --overwrite to make it anew.") from None
     # The heads of infant and atlas differ in size; only place and direction are taken over.
     registration = register_rigid(atlas, t1, scaled=True)
     array = resample(t1, atlas.shape, atlas.affine, registration.matrix)
@@ -370,22 +387,28 @@ def take_back(path: Path, target: Path, prepared_dir: Path, space: str) -> None:
     """Write a reconstruction on the grid of the T1w (``space`` T1w), or at 1 mm along the axes of the T2w (T2w).
 
     Raises:
-        BabyAIError: the scan's sidecar is not found, or the result cannot be read or written.
+        BabyAIError: the scan's sidecar is not found or damaged, or the result cannot be read or written.
     """
     result = read_volume(path)
     sidecar = sidecar_of_prepared(path, prepared_dir)
-    if space == "T1w":
-        sidecar = read_sidecar(prepared_dir / sidecar["T1w"])
-    shape, affine = sidecar["AsAcquired"]["Shape"], np.array(sidecar["AsAcquired"]["Affine"])
+    try:
+        if space == "T1w":
+            sidecar = read_sidecar(prepared_dir / sidecar["T1w"])
+        shape, affine = sidecar["AsAcquired"]["Shape"], np.array(sidecar["AsAcquired"]["Affine"])
+        atlas_to_scan, source = np.array(sidecar["Registration"]["AtlasToScan"]), sidecar["Sources"][0]
+    except (KeyError, TypeError):
+        raise BabyAIError(
+            f"The sidecar of the {space} that {path} was made from does not tell how it was laid upon the atlas; "
+            "prepare it again with --overwrite."
+        ) from None
     if space == "T2w":
         fine = np.maximum(1, np.round(nib.affines.voxel_sizes(affine) * shape)).astype(int)
         affine, shape = nib.affines.rescale_affine(affine, shape, 1.0, fine), fine
-    atlas_to_scan = np.array(sidecar["Registration"]["AtlasToScan"])
     array = resample(result, tuple(shape), affine, np.linalg.inv(atlas_to_scan))
     description = {
         "Description": f"Reconstruction in the space of the {space} as it was scanned",
         "Sources": [path.name],
-        "SpatialReference": sidecar["Sources"][0],
+        "SpatialReference": source,
     }
     save_result(target, image_of(array, affine, result), read_sidecar(path) | description)
 

@@ -77,7 +77,7 @@ class Slices:
         """Where these slices lie in an image, whatever its axis order and voxel size.
 
         Raises:
-            BabyAIError: the slices are no thicker than the image's planes, or none fits in.
+            BabyAIError: the slices are no thicker than the image's planes, or fewer than two fit in.
         """
         axis = int(np.flatnonzero(nib.io_orientation(image.affine)[:, 0] == AXIS_ACROSS[self.direction])[0])
         voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
@@ -88,7 +88,18 @@ class Slices:
                 "thicker than; choose a larger --thickness."
             )
         fitting = partial(SliceGeometry.fitting, axis, image.shape[axis], thickness, spacing, profile=self.profile)
-        return fitting(first_center=fitting().first_center + self.offset / voxel) if self.offset else fitting()
+        try:
+            geometry = fitting()
+            if self.offset:
+                geometry = fitting(first_center=geometry.first_center + self.offset / voxel)
+        except BabyAIError:
+            geometry = None
+        if geometry is None or geometry.count < 2:
+            raise BabyAIError(
+                f"{image.get_filename()} has no room for two {self.direction} slices in its "
+                f"{image.shape[axis] * voxel:g} mm; choose a smaller --thickness, --gap or --offset."
+            )
+        return geometry
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,16 @@ import signal
 
 import pytest
 
-from func.commands import Tally, add_t1w_filter, in_processes, processors, run_to_the_end, script_parser
+from func.commands import (
+    Tally,
+    add_t1w_filter,
+    at_least_one,
+    in_processes,
+    processors,
+    run_to_the_end,
+    script_parser,
+    similarity,
+)
 from func.errors import BabyAIError
 
 
@@ -123,3 +132,16 @@ def test_t1w_filter(text, accepted, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(["--t1w-filter", text])
         assert "--t1w-filter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["x", "", "nan", "-1", "1.5", "inf"])
+@pytest.mark.parametrize(
+    ("kind", "told"), [(similarity, "is not a number from 0 to 1"), (at_least_one, "is not a number of processes")]
+)
+def test_a_number_that_cannot_be_is_told_in_words(kind, told, text, capsys):
+    parser = script_parser("A script.")
+    parser.add_argument("--number", type=kind)
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--number={text}"])
+    assert f"'{text}' {told}" in capsys.readouterr().err
+    assert parser.parse_args(["--number", "1"]).number == 1

@@ -343,6 +343,24 @@ def test_a_raw_scan_as_baseline_is_brought_to_the_truth(study, tmp_path):
     assert float(cubic["psnr"]) > 60
 
 
+@pytest.mark.parametrize("registration", [5, {}, {"T1wToT2w": [[1, 2]]}])
+def test_a_sidecar_that_does_not_tell_how_the_scan_lay(study, tmp_path, registration, capsys):
+    name = "sub-01_acq-axial2mm_desc-isotropic_T2w.nii.gz"
+    image = read_volume(study / "results" / name)
+    save_volume(tmp_path / "results" / name, image.get_fdata(), image.affine)
+    save_json(tmp_path / "results" / name.replace(".nii.gz", ".json"), {"Registration": registration})
+    assert score(study, tmp_path, "--baseline-dir", study / "synthesised", results=tmp_path / "results") == 1
+    assert "states no T1wToT2w of 4 x 4 numbers; make it again" in capsys.readouterr().err
+
+
+def test_an_odd_age_is_told_once(study, tmp_path, capsys):
+    for scan in (study / "data").glob("sub-01_*"):
+        save_volume(tmp_path / "data" / scan.name, read_volume(scan).get_fdata(), read_volume(scan).affine)
+    (tmp_path / "data" / "participants.tsv").write_text("participant_id\tage_months\nsub-01\tfour\n")
+    score(study, tmp_path, "--reference-dir", tmp_path / "data")
+    assert capsys.readouterr().err.count("'four', is no number") == 1
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_slices_that_the_name_does_not_tell_are_taken_from_the_sidecar(study, tmp_path, known):
     source = study / "results" / "sub-01_acq-axial2mm_desc-isotropic_T2w.nii.gz"

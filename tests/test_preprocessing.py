@@ -187,13 +187,40 @@ def test_a_result_of_unknown_origin_is_refused(folders, atlas, capsys):
     assert "give the folder that preprocessing.py wrote" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("space", ["T1w", "T2w"])
+def test_a_sidecar_that_lost_what_leads_back_is_told(prepared, folders, atlas, tmp_path, space, capsys):
+    kept = tmp_path / "prepared" / "anat"
+    kept.mkdir(parents=True)
+    nib.save(atlas.t2, tmp_path / "sub-01_desc-isotropic_T2w.nii.gz")
+    sidecar = json.loads((prepared[0] / "sub-01_T2w.json").read_text())
+    del sidecar["Registration"]
+    (kept / "sub-01_T2w.json").write_text(json.dumps(sidecar))
+    nib.save(atlas.t2, kept / "sub-01_T2w.nii.gz")
+    arguments = ["--output-dir", str(kept), "--space", space]
+    assert preprocessing.main(["--inverse", str(tmp_path / "sub-01_desc-isotropic_T2w.nii.gz"), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert f"The sidecar of the {space}" in told and "prepare it again with --overwrite" in told
+
+
+def test_a_transform_that_is_not_what_was_written_is_told(prepared, folders, capsys):
+    transform = prepared[0] / "sub-01_from-T1w_to-atlas_mode-image_xfm.tfm"
+    result, whole = prepared[0] / "sub-01_T2w.nii.gz", transform.read_text()
+    kept = result.rename(result.with_name("kept"))
+    transform.write_text("nothing")
+    assert call(folders) == 1
+    assert "holds no transform; give --overwrite to make it anew" in capsys.readouterr().err
+    transform.write_text(whole)
+    kept.rename(result)
+
+
 def test_wrong_calls_are_told_at_once(folders, capsys, tmp_path):
     assert preprocessing.main(["--data-dir", str(folders["raw"]), "--output-dir", str(folders["raw"] / "out")]) == 2
     assert "outside" in capsys.readouterr().err
     small = tmp_path / "small.nii.gz"
     nib.save(nib.Nifti1Image(np.arange(27.0, dtype=np.float32).reshape(3, 3, 3), np.eye(4)), small)
     assert call(folders | {"prepared": tmp_path / "out"}, "--atlas", str(small)) == 2
-    assert "atlas grid" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "atlas grid" in told and "give another --atlas" in told and "preprocessing.py makes it right" not in told
 
 
 def test_the_derivatives_folder_of_a_dataset_takes_results(folders, tmp_path, capsys):

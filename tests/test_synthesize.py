@@ -202,6 +202,16 @@ def test_what_cannot_be_sliced_is_told_and_costs_no_other_its_results(data, tmp_
         assert sum(f"sub-{subject}_T2w" in line and fault in line for line in lines) == 1
 
 
+@pytest.mark.parametrize("wrong", [["--offset", "70"], ["--gap", "70"], ["--thickness", "70"]])
+def test_slices_that_do_not_fit_are_told_with_what_mends_it(data, tmp_path, wrong, capsys):
+    arguments = ["--data-dir", data, "--output-dir", tmp_path / "out", "--directions", "axial", "--thickness", "3"]
+    assert synthesise(*arguments, *wrong) == 1
+    told = capsys.readouterr().err
+    assert "sub-01_T2w.nii.gz has no room for two axial slices in its" in told
+    assert "choose a smaller --thickness, --gap or --offset" in told
+    assert not list((tmp_path / "out").glob("*acq-*"))
+
+
 def test_wrong_calls(tmp_path, capsys):
     assert synthesise("--data-dir", tmp_path / "nowhere") == 2
     assert synthesise("--data-dir", tmp_path) == 2

@@ -93,7 +93,7 @@ def _expanded_path(text: str) -> Path:
 
 def at_least_one(text: str) -> int:
     """A number of processes, from the command line."""
-    if int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of processes")
     return int(text)
 
@@ -114,6 +114,17 @@ def not_negative(text: str) -> float:
     if not 0 <= length < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
     return length
+
+
+def similarity(text: str) -> float:
+    """The least similarity of two scans, from the command line."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return share
 
 
 class Terminated(KeyboardInterrupt):

@@ -21,8 +21,8 @@ from func.errors import BabyAIError
 from func.scans.files import atomic
 
 # Edit these, or override them on the command line.
-SCRIPTS = Path(__file__).resolve().parents[1]
-OUTPUT = SCRIPTS.parent / "docs" / "report.png"
+REPO_ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = REPO_ROOT / "docs" / "report.png"
 WEIGHTS = "bundled"
 SIZE = "1100,1240"  # pixels of the window: all of one case, in columns as on a desk
 
@@ -55,7 +55,8 @@ def make_report(folder: Path, weights: str) -> Path:
     output = results / "sub-digital_desc-isotropic_T2w.nii.gz"
     files = ["--t1", str(scans.t1), "--t2", *map(str, scans.t2s), "--output", str(output)]
     # By a process of its own, whose time the report tells.
-    if subprocess.run([sys.executable, SCRIPTS / "inference.py", *files, "--weights", weights]).returncode:
+    script = REPO_ROOT / "scripts" / "inference.py"
+    if subprocess.run([sys.executable, script, *files, "--weights", weights]).returncode:
         raise BabyAIError("The digital infant could not be reconstructed; see above.")
     return results / "report.html"
 

@@ -49,6 +49,14 @@ class TestPairing:
             ("sub-01_acq-sagittal2mm_T2w", "sub-01_T1w"),
         ]
 
+    def test_two_files_that_would_give_one_result(self, tmp_path):
+        """With a T1w or without."""
+        folder = self.folder(tmp_path, "sub-1_T1w.nii", "sub-1_T2w.nii", "sub-1_T2w.nii.gz", "sub-1_desc-b_T2w.nii.gz")
+        for found in (find_pairs(folder), find_t2w_alone(folder)):
+            pairs, errors = found
+            assert len(pairs) == 1 and len(errors) == 2
+            assert all("would give the same result" in str(error) for error in errors)
+
     def test_pairs_by_entities_not_by_order(self, tmp_path):
         folder = self.folder(
             tmp_path,

@@ -134,3 +134,11 @@ def test_a_mask_in_place_of_a_scan_is_told(scans):
     assert not Case.of(t1, t2, sidecar).warnings
     case = Case.of(image_of(array_of(t1) > 0, t1.affine), t2, sidecar)
     assert case.warnings == ("the volume has 2 different values only, as a mask has; check the file.",)
+
+
+def test_a_mask_that_shows_nothing_is_told(scans, tmp_path):
+    nib.save(scans[1], tmp_path / "t2.nii.gz")
+    nib.save(image_of(-(array_of(scans[1]) > 0).astype(int), scans[1].affine), tmp_path / "mask.nii.gz")
+    pair = Pair("1", None, tmp_path / "t2.nii.gz", "t2", masks=(tmp_path / "mask.nii.gz",))
+    with pytest.raises(BabyAIError, match="has no voxel above 0"):
+        read_cases(pair)

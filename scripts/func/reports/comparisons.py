@@ -222,9 +222,18 @@ def score_comparison(comparison: Comparison, depth: float, align: bool) -> tuple
 
 
 def _registration_of(result: Path) -> np.ndarray | None:
-    """Where points of a raw result lie in the T2w that it was made from (4 x 4, world mm); None of one on a grid."""
-    matrix = read_sidecar(result).get("Registration", {}).get("T1wToT2w")
-    return None if matrix is None else np.asarray(matrix, float)
+    """Where points of a raw result lie in the T2w that it was made from (4 x 4, world mm); None of one on a grid.
+
+    Raises:
+        BabyAIError: its sidecar states something else there.
+    """
+    registration = read_sidecar(result).get("Registration")
+    if registration is None:
+        return None
+    try:
+        return np.asarray(registration["T1wToT2w"], float).reshape(4, 4)
+    except (KeyError, TypeError, ValueError):
+        raise BabyAIError(f"The sidecar of {result} states no T1wToT2w of 4 x 4 numbers; make it again.") from None
 
 
 def _motion_to(truth: _Truth, image: nib.Nifti1Image, known: np.ndarray | None, align: bool) -> np.ndarray | None:

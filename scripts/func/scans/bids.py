@@ -189,23 +189,28 @@ def find_pairs(data_dir: str | Path, t1w_filter: Sequence[str] = ()) -> tuple[li
     if not scans and not errors:
         raise _nothing_found(data_dir, "pairs named like sub-01_T1w.nii.gz and sub-01_T2w.nii.gz")
     pairs: list[Pair] = []
-    sources: dict[Path, Path] = {}
     for subject, t1s, t2s in _subjects(scans, data_dir):
         for t2 in t2s:
             try:
                 t1 = _best_t1(t2, [t1 for t1 in t1s if t1.may_share_session(t2)], t1w_filter)
-                pair = Pair(subject, t1.path, t2.path, stem_of(t2.path), t2.path.parent.relative_to(data_dir))
-                other = sources.setdefault(result_path(pair, data_dir), t2.path)
-                if other != t2.path:
-                    raise BabyAIError(f"{t2.path} and {other} would give the same result; keep one of them.")
-                pairs.append(pair)
+                pairs.append(Pair(subject, t1.path, t2.path, stem_of(t2.path), t2.path.parent.relative_to(data_dir)))
             except BabyAIError as error:
                 errors.append(error)
         for t1 in t1s:
             if not any(t1.may_share_session(t2) for t2 in t2s):
                 name = f"sub-{t1.entities['sub']}_T2w.nii.gz"
                 errors.append(BabyAIError(f"{t1.path} has no T2w; add one named like {name}."))
-    return sorted(pairs, key=lambda pair: pair.t2), errors
+    return _without_doubles(sorted(pairs, key=lambda pair: pair.t2), errors), errors
+
+
+def _without_doubles(pairs: list[Pair], errors: list[BabyAIError]) -> list[Pair]:
+    """The pairs but those whose result would replace that of one before, each of which adds an error."""
+    sources: dict[Path, Path] = {}
+    for pair in pairs:
+        other = sources.setdefault(result_path(pair, ""), pair.t2)
+        if other != pair.t2:
+            errors.append(BabyAIError(f"{pair.t2} and {other} would give the same result; keep one of them."))
+    return [pair for pair in pairs if pair.t2 in sources.values()]
 
 
 @dataclass(frozen=True)
@@ -331,7 +336,7 @@ def find_t2w_alone(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]
     if not t2s and not errors:
         raise _nothing_found(data_dir, "scans named like sub-01_T2w.nii.gz")
     pairs = [Pair(entities_of(t2)["sub"], None, t2, stem_of(t2), t2.parent.relative_to(data_dir)) for t2 in t2s]
-    return pairs, errors
+    return _without_doubles(pairs, errors), errors
 
 
 def _nothing_found(data_dir: Path, needed: str) -> BabyAIError:

@@ -123,6 +123,8 @@ def _masked(t2: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
         raise BabyAIError(
             f"The mask {path} is not on the grid of {name_of(t2)}; give a --mask for each --t2, in the same order."
         )
+    if not (array_of(mask) > 0).any():
+        raise BabyAIError(f"The mask {path} has no voxel above 0; give one that is above 0 where the head is.")
     sizes = voxel_sizes(t2.affine)
     across = sizes > 1.2 * sizes.min()
     away = ndimage.distance_transform_edt(array_of(mask) <= 0, sampling=np.where(across, 1e6, sizes))
