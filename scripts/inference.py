@@ -14,12 +14,16 @@ Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stop
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+# NumPy's products of matrices are small: threads of its own wait longer for each other, and spin, than they compute.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tqdm import tqdm
 
