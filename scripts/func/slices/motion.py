@@ -12,7 +12,9 @@ Positions are voxels of a working grid of 1 mm voxels with the slices last (see 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations_with_replacement
 
 import nibabel as nib
@@ -23,6 +25,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from func.networks.guidance import profile_width
+from func.scans.resampling import threads
 from func.slices.filters import smooth
 from func.slices.geometry import SliceGeometry
 
@@ -225,20 +228,20 @@ def in_intensities_of(features: np.ndarray, seen: np.ndarray, shown: np.ndarray)
     if not len(told):
         return volume
     terms, shown = _polynomial(seen[:, told]), shown[told]
-    products = terms.T @ terms
+    products = terms @ terms.T
     products += 1e-6 * np.trace(products) / len(products) * np.eye(len(products))
-    weights = np.linalg.solve(products, terms.T @ shown).astype(np.float32)
+    weights = np.linalg.solve(products, terms @ shown).astype(np.float32)
     head = features[0] > 0
-    volume[head] = np.clip(_polynomial(features[:, head]) @ weights, *np.quantile(shown, (0.001, 0.999)))
+    volume[head] = np.clip(weights @ _polynomial(features[:, head]), *np.quantile(shown, (0.001, 0.999)))
     return volume
 
 
 def _polynomial(features: np.ndarray) -> np.ndarray:
-    """All products of up to three of the features, shape (F, N), and 1: (N, terms)."""
+    """All products of up to three of the features, shape (F, N), and 1: (terms, N)."""
     terms = [np.ones(features.shape[1], features.dtype)]
     for degree in range(1, _DEGREE + 1):
-        terms += [np.prod(group, axis=0) for group in combinations_with_replacement(features - 0.5, degree)]
-    return np.stack(terms, axis=1)
+        terms += [reduce(np.multiply, group) for group in combinations_with_replacement(features - 0.5, degree)]
+    return np.stack(terms)
 
 
 class _Fit:
@@ -325,7 +328,13 @@ class _Fit:
         voxels = (points - (self._size - 1) / 2) / self._size
         grid = (2 * voxels / (np.array(volumes.shape[1:]) - 1) - 1)[None, None, None, :, ::-1]
         grid, volumes = (torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for array in (grid, volumes))
-        values = functional.grid_sample(volumes[None], grid, padding_mode="border", align_corners=True)
+
+        def sampled(part: torch.Tensor) -> torch.Tensor:
+            return functional.grid_sample(volumes[None], part, padding_mode="border", align_corners=True)
+
+        # Of one volume torch samples on one processor only.
+        with ThreadPoolExecutor(threads()) as pool:
+            values = torch.cat(list(pool.map(sampled, grid.tensor_split(threads(), dim=3))), dim=-1)
         return values[0, :, 0, 0].numpy().astype(float)
 
     def _moved(self, poses: np.ndarray) -> np.ndarray:
