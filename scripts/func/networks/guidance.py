@@ -140,7 +140,8 @@ def likelier_profile(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geome
     """
     slab = _middle(t1, _PROFILE_SLAB)
     t1, slices = _tensor(t1[slab]), _tensor(slices[slab])
-    return min(("box", "point"), key=lambda profile: _misfit(t1, slices, replace(geometry, profile=profile)))
+    share = head_share(t1)
+    return min(("box", "point"), key=lambda profile: _misfit(t1, share, slices, replace(geometry, profile=profile)))
 
 
 def t1_offset(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: SliceGeometry) -> np.ndarray:
@@ -151,15 +152,16 @@ def t1_offset(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: Sl
     movement to 0.15 mm.
     """
     slab = _middle(t1, _OFFSET_SLAB)
-    t1, slices = _tensor(t1), _tensor(slices[slab])
-    planes = torch.arange(len(t1))[slab]
-    seen: dict[tuple[int, ...], float] = {}
+    slices, planes = _tensor(slices[slab]), np.arange(len(t1))[slab]
+    reach = _FARTHEST + 1
+    t1 = _tensor(t1)[np.arange(planes[0] - reach, planes[-1] + reach + 1) % len(t1)]
+    seen, both = {}, torch.stack([t1, head_share(t1)])
 
     def misfit(step: np.ndarray) -> float:
         key = tuple(step.tolist())
         if key not in seen:
-            moved = torch.roll(t1[(planes - key[0]) % len(t1)], key[1:], (1, 2))
-            seen[key] = _misfit(moved, slices, geometry)
+            moved = both[:, reach - key[0] : reach - key[0] + len(slices)].roll(key[1:], (2, 3))
+            seen[key] = _misfit(*moved, slices, geometry)
         return seen[key]
 
     best = np.zeros(3, int)
@@ -187,9 +189,12 @@ def _middle(volume: Tensor | np.ndarray, thickness: int) -> slice:
     return slice(max(middle - thickness // 2, 0), middle + thickness // 2)
 
 
-def _misfit(t1: Tensor, slices: Tensor, geometry: SliceGeometry) -> float:
-    """What the T1w, cut into slices, leaves unexplained of the T2w's: the sum of squares where there is head."""
-    t1_slices, share = (acquire(volume, geometry) for volume in (t1, head_share(t1)))
+def _misfit(t1: Tensor, share: Tensor, slices: Tensor, geometry: SliceGeometry) -> float:
+    """What the T1w, cut into slices, leaves unexplained of the T2w's: the sum of squares where there is head.
+
+    ``share`` is how much of each of its voxels is head (:func:`head_share`).
+    """
+    t1_slices, share = (acquire(volume, geometry) for volume in (t1, share))
     slope, intercept = _fit(t1_slices, share, slices)
     missed = slices - slope * t1_slices - intercept * share
     return float(missed[(share > 0) | (slices > _FAINTEST)].square().sum(dtype=torch.float64))
