@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy import ndimage
 
 from func.reports.figures import (
@@ -229,11 +229,10 @@ def _slice_normal(t2: nib.Nifti1Image) -> np.ndarray:
 
 def _overlay(t1: np.ndarray, t2: np.ndarray) -> str:
     """The T2w with the edges of the T1w in colour, as a data URI; both shown white at 1."""
-    from matplotlib.colors import to_rgb
     from skimage.feature import canny
 
     edges, grey = canny(t1, sigma=2.0), np.clip(t2, 0, 1)
-    coloured = np.where(edges[..., None], to_rgb(EDGE_COLOUR), grey[..., None])
+    coloured = np.where(edges[..., None], np.array(ImageColor.getrgb(EDGE_COLOUR)) / 255, grey[..., None])
     return _jpeg(coloured, 1.0)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates, spline_filter
 
 from func.errors import BabyAIError
 from func.scans.nifti import array_of
@@ -30,7 +30,7 @@ DIFFERENCE_COLOURS = "RdBu_r"  # tells its two sides apart in all common kinds o
 EDGE_COLOUR = "#FFB000"
 BESIDE_MIDLINE = np.array([5.0, 0, 0])  # mm: between the hemispheres there is little to see
 _AIR = 0.05  # of the brightest: what is darker is air
-_SPLINE_REACH = 8  # voxels: farther away, what a cubic spline is fitted to no longer matters
+_SPLINE_REACH = 6  # voxels: farther away, what a cubic spline is fitted to no longer matters
 
 Images = Mapping[str, nib.Nifti1Image]
 
@@ -213,11 +213,15 @@ def sample(image: nib.Nifti1Image, points: np.ndarray, order: int, to_image: np.
     ``to_image`` (4 x 4) takes the points to where they lie in the image's world.
     """
     matrix = np.linalg.inv(image.affine) @ (np.eye(4) if to_image is None else to_image)
-    index = nib.affines.apply_affine(matrix, points).reshape(-1, 3)
-    low = np.clip(np.floor(index.min(axis=0)).astype(int) - _SPLINE_REACH, 0, np.array(image.shape) - 1)
+    index, last = nib.affines.apply_affine(matrix, points).reshape(-1, 3), np.array(image.shape) - 1
+    low = np.clip(np.floor(index.min(axis=0)).astype(int) - _SPLINE_REACH, 0, last)
     high = np.clip(np.ceil(index.max(axis=0)).astype(int) + _SPLINE_REACH + 1, low + 1, image.shape)
     part = np.asarray(image.dataobj[tuple(map(slice, low, high))], dtype=np.float32)
-    return map_coordinates(part, (index - low).T, order=order, mode="grid-constant").reshape(points.shape[:-1])
+    if order > 1:
+        part = spline_filter(part, order, np.float32, "mirror")
+    values = map_coordinates(part, (np.clip(index, 0, last) - low).T, order=order, mode="mirror", prefilter=False)
+    values[((index < -0.5) | (index > last + 0.5)).any(axis=1)] = 0
+    return values.reshape(points.shape[:-1])
 
 
 def bright_of(image: nib.Nifti1Image, percentile: float = 99.5) -> float:
