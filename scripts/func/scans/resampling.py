@@ -47,22 +47,22 @@ def resample(
         first_not_zero, last_not_zero = (np.array([bound[end] for bound in bounds])[:, None] for end in (0, -1))
         sparse = array[::2, ::2, ::2]
         air = _AIR * np.percentile(sparse[sparse > 0], 99) if sparse.any() else 0
+    low = np.maximum(-0.5 - 1e-4, first_not_zero - 1)
+    high = np.minimum(last + 0.5 + 1e-4, last_not_zero + 1)
     result = np.zeros(shape, np.float32)
-    plane = np.indices(shape[1:], dtype=float).reshape(2, -1)
+    # Each plane lies as the first does, but for a shift.
+    plane = to_voxels[:3, 1:3] @ np.indices(shape[1:], dtype=float).reshape(2, -1)
 
     def interpolate(index: int) -> None:
-        voxels = to_voxels[:3, 1:3] @ plane + (to_voxels[:3, 3] + index * to_voxels[:3, 0])[:, None]
-        inside = (voxels >= np.maximum(-0.5 - 1e-4, first_not_zero - 1)).all(axis=0)
-        inside &= (voxels <= np.minimum(last + 0.5 + 1e-4, last_not_zero + 1)).all(axis=0)
-        voxels = np.clip(voxels[:, inside], 0, last)
+        shift = (to_voxels[:3, 3] + index * to_voxels[:3, 0])[:, None]
+        inside = np.flatnonzero(((plane >= low - shift) & (plane <= high - shift)).all(axis=0))
+        voxels, values = np.clip(plane.take(inside, axis=1) + shift, 0, last), result[index].reshape(-1)
         if has_air:
-            values = ndimage.map_coordinates(array, voxels, order=1, mode="mirror")
-            result[index].reshape(-1)[inside] = values
-            head = values > air
-            inside[inside] = head
-            voxels = voxels[:, head]
-        values = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
-        result[index].reshape(-1)[inside] = np.maximum(values, 0) if has_air else values
+            values[inside] = linear = ndimage.map_coordinates(array, voxels, order=1, mode="mirror")
+            head = np.flatnonzero(linear > air)
+            inside, voxels = inside.take(head), voxels.take(head, axis=1)
+        spline = ndimage.map_coordinates(coefficients, voxels, order=order, mode="mirror", prefilter=False)
+        values[inside] = np.maximum(spline, 0) if has_air else spline
 
     with ThreadPoolExecutor(threads()) as pool:
         coefficients = _spline_coefficients(array, order, pool) if order > 1 else array

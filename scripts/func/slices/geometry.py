@@ -305,12 +305,14 @@ def along(matrix, volume, axis: int):
 
     Negative axes count from the end, so that leading batch and channel axes may be present. Keeps the volume's dtype.
     """
+    axis %= volume.ndim
     if isinstance(volume, np.ndarray):
-        product = np.tensordot(matrix.astype(volume.dtype, copy=False), volume, axes=(1, axis))
-        return np.moveaxis(product, 0, axis)
+        matrix = matrix.astype(volume.dtype, copy=False)
+        if axis == volume.ndim - 1:
+            return (volume.reshape(-1, volume.shape[axis]) @ matrix.T).reshape(*volume.shape[:axis], len(matrix))
+        return np.moveaxis(np.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
     operator = on_device(matrix, volume)
-    axis %= volume.dim()
-    if axis == volume.dim() - 1:
+    if axis == volume.ndim - 1:
         return volume @ operator.mT
     return (operator @ volume.flatten(axis + 1)).unflatten(-1, volume.shape[axis + 1 :])
 
