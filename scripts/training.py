@@ -286,7 +286,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", type=Path, default=DATA_DIR, help="folder with the isotropic pairs (default: %(default)s)")
     add("--output-dir", type=Path, default=OUTPUT_DIR, help="where results go (default: %(default)s)")
     add("--split", type=Path, metavar="FILE", help="CSV of subject and part, as runs/RUN/split.csv (default: 70/15/15)")
-    add("--name", help="name of the run (default: recipe, date and time)")
+    add("--name", type=run_name, help="name of the run (default: recipe, date and time)")
     add("--resume", action="store_true", help="go on with --name, or the run begun last; begin it if there is none")
     add = parser.add_argument_group("how it runs (may change when a run is resumed)").add_argument
     add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
@@ -301,6 +301,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         spare = processors() // max(1, int(here) if here.isdigit() else 1) - 1
         arguments.workers = max(1, min(8, spare))
     return arguments
+
+
+def run_name(text: str) -> str:
+    """A name that a folder can have, from the command line."""
+    if Path(text).name != text or text == "..":
+        raise argparse.ArgumentTypeError(f"'{text}' is a path; give a name, and the folder with --output-dir")
+    return text
 
 
 if __name__ == "__main__":

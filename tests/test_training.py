@@ -361,10 +361,16 @@ def test_a_wrong_call_is_told_in_a_sentence(train, tmp_path, shapes_data):
         code, printed, _ = train("new", "--steps", "1", *arguments)
         assert code == 2, arguments
         assert words in printed and len(printed.strip().splitlines()) == 1
+    for name in ("a/b", "..", str(tmp_path / "elsewhere")):
+        with pytest.raises(SystemExit, match="2"):
+            train("new", "--steps", "1", "--name", name)
     compact = str(tmp_path / "weights" / "there.pth")
     code, printed, _ = train("new", "--init-weights", compact, recipe="babyai")
     assert code == 2 and "give --recipe compact" in printed
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["there"]
+    (tmp_path / "runs" / "there" / "settings.json").write_text("{")
+    code, printed, _ = train("there", "--steps", "1", "--resume")
+    assert code == 2 and "settings.json cannot be read; begin another run" in printed
 
 
 def test_a_split_can_be_used_again_without_held_out_subjects(train, tmp_path):

@@ -186,6 +186,69 @@ def test_of_two_echoes_one_is_named(tmp_path):
     assert "MissingSlices" not in sidecar
 
 
+def changed(folder, change):
+    """A series after ``change`` of each image, by its number from 0."""
+    for path in folder.iterdir():
+        image = pydicom.dcmread(path)
+        change(image, image.InstanceNumber - 1)
+        image.save_as(path)
+    return folder
+
+
+def test_images_that_share_an_identity_or_not_their_kind_are_one_stack(tmp_path):
+    """As where a tool that takes names out gave all the same number, or one slice was filtered and the others not."""
+
+    def one_identity(image, number):
+        image.SOPInstanceUID = "1.2.3.4"
+
+    def another_kind(image, number):
+        image.ImageType = [*image.ImageType, *(["NORM"] if number == 4 else [])]
+
+    for change in (one_identity, another_kind):
+        folder = changed(write_series(tmp_path / change.__name__), change)
+        with collect_warnings() as told:
+            image, _ = read_scan(folder)
+        assert not told
+        assert_every_voxel_in_its_place(image, voxels(), AXIAL)
+
+
+def test_an_image_that_does_not_say_where_it_lies_is_missing(tmp_path):
+    def lost(image, number):
+        if number == 3:
+            del image.ImagePositionPatient
+
+    image, sidecar = read_scan(changed(write_series(tmp_path / "DICOM"), lost))
+    assert_every_voxel_in_its_place(image, voxels(), AXIAL, (3,))
+    assert len(sidecar["MissingSlices"]) == 1
+
+
+def test_a_series_that_does_not_say_where_it_lies_is_named_in_the_warning(tmp_path):
+    def lost(image, number):
+        image.ImagePositionPatient = None
+
+    with collect_warnings() as told:
+        read_scan(changed(write_series(tmp_path / "DICOM"), lost))
+    assert len(told) == 1 and told[0].startswith("DICOM series 5 does not say how the head lies")
+
+
+def test_pixels_of_unknown_size_are_refused(tmp_path):
+    def lost(image, number):
+        del image.PixelSpacing
+
+    with pytest.raises(BabyAIError, match="PixelSpacing"):
+        read_scan(changed(write_series(tmp_path / "DICOM"), lost))
+
+
+def test_a_dynamic_series_and_a_volume_that_is_not_there(tmp_path):
+    folder, series = tmp_path / "DICOM", generate_uid()
+    write_series(folder, SeriesInstanceUID=series)
+    with pytest.raises(BabyAIError, match=r"holds 1 volumes: 5; name one, as in DICOM#5\."):
+        read_scan(f"{folder}#5_e2")
+    write_series(folder, SeriesInstanceUID=series, AcquisitionNumber=2)
+    with pytest.raises(BabyAIError, match="DICOM holds 2 volumes in one place"):
+        read_scan(folder)
+
+
 def test_other_files_and_copies_do_no_harm(tmp_path):
     folder = write_series(tmp_path / "DICOM")
     shutil.copytree(folder, folder / "again")
@@ -233,7 +296,7 @@ def write_enhanced(folder, axes, order):
     image.ImageType = ["ORIGINAL", "PRIMARY", "T2", "NONE"]
     image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", generate_uid()
     image.SeriesNumber, image.InstanceNumber, image.SeriesDescription = 5, 1, "t2_tse"
-    image.Columns, image.Rows, image.NumberOfFrames = *SHAPE[:2], SHAPE[2]
+    image.Columns, image.Rows, image.NumberOfFrames = *SHAPE[:2], len(order)
 
     def group(**values):
         item = Dataset()
@@ -270,3 +333,11 @@ def test_one_file_of_many_frames(tmp_path, order):
     np.testing.assert_array_equal(enhanced.get_fdata(), classic.get_fdata())
     np.testing.assert_allclose(enhanced.affine, classic.affine, atol=1e-3)
     assert sidecar["SliceThickness"] == 4
+
+
+def test_a_file_that_lacks_frames_is_refused(tmp_path):
+    """A conversion would close the gap up, and shift all that lies beyond."""
+    with pytest.raises(BabyAIError, match="enhanced lacks slices"):
+        read_scan(write_enhanced(tmp_path / "enhanced", OBLIQUE, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]))
+    image, _ = read_scan(write_enhanced(tmp_path / "end", OBLIQUE, range(1, SHAPE[2])))
+    assert image.shape[2] == SHAPE[2] - 1

@@ -36,12 +36,14 @@ def test_a_spreadsheet_programme_may_have_saved_it(tmp_path):
     assert read_split(path) == {"01": "train", "02": "test"}
 
 
-@pytest.mark.parametrize("text", [None, "", "name,part\n01,train\n", "subject,part\n01,trian\n", "subject\n01\n"])
+@pytest.mark.parametrize(
+    "text", [None, "", "name,part\n01,train\n", "subject,part\n01,trian\n", "subject\n01\n", "subject;part\n"]
+)
 def test_what_is_no_split_is_refused(tmp_path, text):
     path = tmp_path / "split.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(BabyAIError, match=r"split\.csv"):
+    with pytest.raises(BabyAIError, match=r"split\.csv (is no split|names a part 'trian')"):
         wanted_subjects(path, "test")
 
 

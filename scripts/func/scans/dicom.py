@@ -29,8 +29,9 @@ _KEPT = (
 )  # fmt: skip
 _TAGS = (
     "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "EchoTime",
-    "InstanceNumber", "Rows", "ImagePositionPatient", "ImageOrientationPatient",
+    "InstanceNumber", "Rows", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
 )  # fmt: skip
+_FRAME_TAGS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _EVEN = 0.1  # of the distance between slices: how far one may lie off its place
 
 
@@ -93,7 +94,10 @@ class _Slice:
     number: str  # of the series
     description: str
     instance: int  # the image's number within the series
-    kind: tuple  # what tells images of one series apart that are no neighbours: echo, magnitude or phase, direction
+    echo: str
+    kind: str  # as magnitude or phase
+    directions: tuple  # along a row and down a column, rounded
+    spaced: bool  # whether it states how large its pixels are
     position: np.ndarray | None
     normal: np.ndarray | None
 
@@ -110,7 +114,7 @@ def _source_and_name(path: Path) -> tuple[Path, str]:
 
 def _read_dicom(path: Path) -> tuple[nib.Nifti1Image, dict]:
     source, name = _source_and_name(path)
-    slices = _chosen_series(path, _read_headers(source), name)
+    slices = _placed(path, _chosen_series(path, _read_headers(source), name))
     with tempfile.TemporaryDirectory() as folder:
         dicom, converted = Path(folder, "dicom"), Path(folder, "nifti")
         dicom.mkdir()
@@ -119,14 +123,15 @@ def _read_dicom(path: Path) -> tuple[nib.Nifti1Image, dict]:
             shutil.copyfile(one.path, dicom / f"{number:06d}.dcm")
         filled = _fill_gaps(path, slices, dicom)
         volume = _chosen_volume(path, _convert(path, dicom, converted, slices[0].number), name)
+        _check_is_one(path, volume)
+        # Warnings are kept in sidecars, so they name the series, not the folder, which may be called after the patient.
+        called = f"DICOM series {slices[0].number}"
         try:
-            image = read_volume(volume)
+            image = read_volume(volume, called)
         except BabyAIError as error:
-            raise BabyAIError(str(error).replace(str(volume), str(path))) from None
+            raise BabyAIError(str(error).replace(called, str(path))) from None
         sidecar = volume.with_suffix(".json")
         stated = json.loads(sidecar.read_bytes()) if sidecar.is_file() else {}
-    # Warnings are kept in sidecars, so they name the series, not the folder, which may be called after the patient.
-    image.file_map["image"].filename = f"DICOM series {slices[0].number}"
     entries = {key: stated[key] for key in _KEPT if key in stated}
     echo = 1000 * stated["EchoTime"] if "EchoTime" in stated else None
     missing = [position for time, position in filled if echo is None or time is None or abs(time - echo) < 1e-3]
@@ -141,7 +146,7 @@ def _read_headers(source: Path) -> list[_Slice]:
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
-    found: dict[str, _Slice] = {}
+    found: dict[tuple, _Slice] = {}
     for path in dicom_files(source):
         try:
             header = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
@@ -152,13 +157,19 @@ def _read_headers(source: Path) -> list[_Slice]:
         position, directions = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
         placed = position is not None and directions is not None
         directions = np.array(directions, float) if placed else np.zeros(6)
-        found[str(header.get("SOPInstanceUID", path))] = _Slice(
+        number = int(header.get("InstanceNumber") or 0)
+        # Some tools that take names out give every image the same identity.
+        identity = str(header.get("SOPInstanceUID", path)), number, str(position)
+        found[identity] = _Slice(
             path,
             str(header.SeriesInstanceUID),
             str(header.get("SeriesNumber") or 1),
             str(header.get("SeriesDescription", "")),
-            int(header.get("InstanceNumber") or 0),
-            (str(header.get("EchoTime")), str(header.get("ImageType")), tuple(directions.round(3))),
+            number,
+            str(header.get("EchoTime")),
+            str(header.get("ImageType")),
+            tuple(directions.round(3)),
+            header.get("PixelSpacing") is not None,
             np.array(position, float) if placed else None,
             np.cross(directions[:3], directions[3:]) if placed else None,
         )
@@ -185,6 +196,65 @@ def _chosen_series(path: Path, slices: list[_Slice], name: str) -> list[_Slice]:
     raise BabyAIError(f"{path} {fault}: {listed}; name one, as in {example}, or give a folder that holds one series.")
 
 
+def _placed(path: Path, slices: list[_Slice]) -> list[_Slice]:
+    """The slices of a series but those that do not say where they lie, if others do.
+
+    Raises:
+        BabyAIError: pixels are of unknown size, or a file of many frames lacks some, which a conversion closes up.
+    """
+    placed = [one for one in slices if one.position is not None]
+    if not all(one.spaced for one in placed):
+        raise BabyAIError(f"{path} does not say how large its pixels are (PixelSpacing); export the series again.")
+    if placed:
+        return placed
+    for one in slices:
+        if any(_is_uneven(heights) for heights in _heights_of_frames(one.path)):
+            raise BabyAIError(
+                f"{path} lacks slices whose places could not be kept open; export the whole series again."
+            )
+    return slices
+
+
+def _heights_of_frames(path: Path) -> list[list[float]]:
+    """How high the frames of an enhanced DICOM file lie along their normal, mm, those of each direction together."""
+    from pydicom import dcmread
+
+    header = dcmread(path, stop_before_pixels=True, specific_tags=list(_FRAME_TAGS))
+    shared = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), {})
+    stacks: dict[tuple, list[float]] = {}
+    for frame in header.get("PerFrameFunctionalGroupsSequence") or ():
+        oriented = frame if "PlaneOrientationSequence" in frame else shared
+        if "PlanePositionSequence" not in frame or "PlaneOrientationSequence" not in oriented:
+            return []
+        directions = np.array(oriented.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+        position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        height = float(np.cross(directions[:3], directions[3:]) @ position)
+        stacks.setdefault(tuple(directions.round(3)), []).append(height)
+    return list(stacks.values())
+
+
+def _is_uneven(heights: list[float]) -> bool:
+    """Whether slices, of which several may lie in one place, lie at different distances."""
+    steps = np.diff(np.sort(heights))
+    steps = steps[steps > 0.01]
+    return len(steps) > 1 and bool(steps.max() > (1 + _EVEN) * np.median(steps))
+
+
+def _stacks(slices: list[_Slice]) -> list[list[_Slice]]:
+    """The slices of each stack: of one echo and direction, and of one kind where kinds lie in the same places."""
+    stacks: dict[tuple, list[_Slice]] = {}
+    for one in slices:
+        stacks.setdefault((one.echo, one.directions), []).append(one)
+    found = []
+    for stack in stacks.values():
+        places = {tuple(one.position.round(2)) for one in stack if one.position is not None}
+        kinds: dict[str, list[_Slice]] = {}
+        for one in stack:
+            kinds.setdefault(one.kind if len(places) < len(stack) else "", []).append(one)
+        found += kinds.values()
+    return found
+
+
 def _fill_gaps(path: Path, slices: list[_Slice], folder: Path) -> list[tuple[float | None, np.ndarray]]:
     """Put an empty image into each gap, since a conversion closes gaps up and so shifts all that lies beyond.
 
@@ -197,11 +267,8 @@ def _fill_gaps(path: Path, slices: list[_Slice], folder: Path) -> list[tuple[flo
     from pydicom import dcmread
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-    filled = []
-    kinds: dict[tuple, list[_Slice]] = {}
-    for one in slices:
-        kinds.setdefault(one.kind, []).append(one)
-    for stack in kinds.values():
+    filled, stacks = [], _stacks(slices)
+    for stack in stacks:
         if len(stack) < 3 or any(one.position is None for one in stack):
             continue
         stack = sorted(stack, key=lambda one: one.height)
@@ -227,7 +294,7 @@ def _fill_gaps(path: Path, slices: list[_Slice], folder: Path) -> list[tuple[flo
             image["PixelData"].VR = "OW"
             image.save_as(folder / f"empty-{len(filled):06d}.dcm", enforce_file_format=True)
             filled.append((image.get("EchoTime"), position))
-    if len(kinds) == 1 and not filled:
+    if len(stacks) == 1 and not filled:
         _check_ends(path, slices)
     return filled
 
@@ -262,12 +329,27 @@ def _chosen_volume(path: Path, volumes: list[Path], name: str) -> Path:
     Raises:
         BabyAIError: there are several, none of them named.
     """
-    named = [volume for volume in volumes if volume.stem == name] or volumes
+    named = [volume for volume in volumes if volume.stem == name or "_" not in name]
     if len(named) == 1:
         return named[0]
     listed = ", ".join(volume.stem for volume in volumes)
     example = _source_and_name(path)[0].name + "#" + volumes[0].stem
     raise BabyAIError(f"The series of {path} holds {len(volumes)} volumes: {listed}; name one, as in {example}.")
+
+
+def _check_is_one(path: Path, volume: Path) -> None:
+    """Refuse a converted file that holds a series of volumes, as of a dynamic scan.
+
+    Raises:
+        BabyAIError: it does.
+    """
+    with volume.open("rb") as stream:
+        shape = nib.Nifti1Header(stream.read(nib.Nifti1Header.template_dtype.itemsize), check=False).get_data_shape()
+    if len(shape) > 3 and shape[3] > 1:
+        raise BabyAIError(
+            f"{path} holds {shape[3]} volumes in one place, as a dynamic scan does; convert it (dcm2niix), and take "
+            "one out (nib-roi -t 0:1 IN OUT)."
+        )
 
 
 def _left_open(path: Path, image: nib.Nifti1Image, positions: list[np.ndarray]) -> list[int]:

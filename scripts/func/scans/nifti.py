@@ -37,11 +37,14 @@ _silent.addHandler(logging.NullHandler())
 _silent.propagate = False
 
 
-def read_volume(path: str | Path) -> nib.Nifti1Image:
+def read_volume(path: str | Path, called: str | None = None) -> nib.Nifti1Image:
     """Read one 3-D scan.
 
     What is unusual but clear is used with a warning: a header that is wrong in one of two places, other units than mm,
     NaN for the air, bytes after the end of the file.
+
+    Args:
+        called: what messages, and the image, call the file, if not by its path.
 
     Returns:
         Image of shape (I, J, K) with float32 data in memory, intensities scaled as the header says, in the file's own
@@ -51,11 +54,11 @@ def read_volume(path: str | Path) -> nib.Nifti1Image:
         BabyAIError: missing, unreadable, truncated, not NIfTI, not 3-D, not grey values, not finite, constant, or with
             an affine that cannot be inverted.
     """
-    path = Path(path)
-    check_is_there(path)
-    _check_content(path)
+    source, path = Path(path), Path(called or path)
+    check_is_there(source)
+    _check_content(source)
     try:
-        with path.open("rb") as raw:
+        with source.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = gzip.GzipFile(fileobj=raw) if compressed else raw

@@ -68,13 +68,20 @@ def new_run(run: Run) -> Run:
 
 
 def find_run(output_dir: Path, name: str | None) -> Run | None:
-    """A run as it was begun; the one begun last where no name is given. None where there is no such run."""
+    """A run as it was begun; the one begun last where no name is given. None where there is no such run.
+
+    Raises:
+        BabyAIError: its settings or its split cannot be read.
+    """
     folders = [output_dir / "runs" / name] if name else (output_dir / "runs").glob("*")
     written = [_settings_of(folder) for folder in folders if _settings_of(folder).exists()]
     path = max(written, key=lambda path: path.stat().st_mtime, default=None)
     if path is None:
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BabyAIError(f"{path} cannot be read; begin another run, with another --name.") from None
     return Run(path.parent.name, output_dir, settings, read_split(path.with_name("split.csv")))
 
 

@@ -40,10 +40,13 @@ def read_split(path: Path) -> dict[str, str]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            parts = {row["subject"].removeprefix("sub-"): row["part"] for row in csv.DictReader(file)}
+            rows = csv.DictReader(file)
+            if not {"subject", "part"} <= {*(rows.fieldnames or ())}:
+                raise KeyError
+            parts = {row["subject"].removeprefix("sub-"): row["part"] for row in rows}
     except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise BabyAIError(
-            f"{path} is no split: it needs the columns subject and part, as runs/RUN/split.csv has."
+            f"{path} is no split: it needs the columns subject and part, commas between, as runs/RUN/split.csv has."
         ) from None
     if unknown := set(parts.values()) - set(PARTS):
         raise BabyAIError(f"{path} names a part '{min(map(str, unknown))}'; use {', '.join(PARTS)}.")
@@ -91,4 +94,6 @@ def check_split(parts: Mapping[str, str], labels: Iterable[str]) -> None:
     if "train" not in parts.values():
         raise BabyAIError("The split has no training subject; edit the split.")
     if absent := set(parts) - set(labels):
-        raise BabyAIError(f"The split names sub-{min(absent)}, of whom there is no isotropic pair; add or remove it.")
+        raise BabyAIError(
+            f"The split names sub-{min(absent)}, of whom there is no isotropic pair in --data-dir; add or remove it."
+        )
