@@ -116,16 +116,17 @@ def bad_slices(slices: np.ndarray) -> list[int]:
     Args:
         slices: shape (X, Y, count), in voxels of about 1 mm.
     """
+    slices = np.ascontiguousarray(np.moveaxis(slices, 2, 0))
     heads = slices > _DARK
-    areas, found = heads.sum(axis=(0, 1)), []
+    areas, found = heads.sum(axis=(1, 2)), []
     if areas.max() < _LEAST_AREA:
         return found
-    for number in range(1, slices.shape[2] - 1):
+    for number in range(1, len(slices) - 1):
         below, above = slice(max(number - 2, 0), number), slice(number + 1, number + 3)
-        head = heads[..., below].any(axis=2) & heads[..., above].any(axis=2)
+        head = heads[below].any(axis=0) & heads[above].any(axis=0)
         if head.sum() < 0.1 * areas.max():
             continue
-        own, *sides = (slices[..., part][head].mean(axis=0) for part in (number, below, above))
+        own, *sides = (slices[part][..., head].mean(axis=-1) for part in (number, below, above))
         darker, brighter = sorted(side.max() for side in sides)
         if own < _BRIGHTNESS * darker or own > brighter / _BRIGHTNESS:
             found.append(number)

@@ -84,11 +84,11 @@ class Head:
             shift = t1_offset(t1, slices, working.geometry)
             distance = round(float(np.linalg.norm(shift)), 2)
             if distance > LARGEST_T1_OFFSET:
-                t1 = silence(ndimage.shift(t1, shift, order=3))
+                t1 = silence(_shifted(t1, shift))
             elif distance > _LEAST_T1_OFFSET:
                 # Scans extracted with one mask share its outline, however they lie within it.
                 inside = ndimage.binary_erosion(t1 > 0, iterations=_OUTLINE)
-                t1 = np.where(inside, ndimage.shift(t1, shift, order=3), t1)
+                t1 = np.where(inside, _shifted(t1, shift), t1)
         coverage = None if working.coverage is None else working.coverage[box]
         return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out), coverage)
 
@@ -117,6 +117,13 @@ class Head:
         result = np.zeros(shape, np.float32)
         result[self.box] = values * (self.scale.high - self.scale.low)
         return result
+
+
+def _shifted(volume: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """A volume moved by so many voxels along each axis, by cubic splines; its outermost voxels are kept."""
+    for axis, (step, length) in enumerate(zip(shift, volume.shape, strict=True)):
+        volume = upsample(volume, SliceGeometry(axis, 1.0, 1.0, float(step), length, "point"), length)
+    return volume
 
 
 def _bridged(slices: np.ndarray, left_out: list[int]) -> np.ndarray:

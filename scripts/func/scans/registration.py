@@ -28,6 +28,8 @@ from scipy.spatial.transform import Rotation
 
 from func.errors import BabyAIError, warn
 from func.scans.nifti import name_of
+from func.slices.filters import gaussian_matrix
+from func.slices.geometry import along
 
 # SciPy's BFGS silences this for itself, but not where two registrations run in threads.
 warnings.filterwarnings("ignore", "The line search algorithm did not converge", RuntimeWarning)
@@ -284,15 +286,19 @@ def _padded(volume: _Volume, margin: float = 30.0) -> _Volume:
 
 
 def _at_spacing(volume: _Volume, spacing: float) -> _Volume:
-    """Smooth and shrink along the axes whose voxels are smaller than ``spacing`` mm."""
+    """Smooth and shrink, linearly, along the axes whose voxels are smaller than ``spacing`` mm."""
     factors = np.maximum(1, spacing / voxel_sizes(volume.affine))
     if factors.max() < 1 + 1e-6:
         return volume
     shape = np.floor((np.array(volume.array.shape) - 1) / factors).astype(int) + 1
     offset = ((np.array(volume.array.shape) - 1) - (shape - 1) * factors) / 2
-    smooth = ndimage.gaussian_filter(volume.array, np.where(factors > 1, 0.4 * factors, 0))
-    array = ndimage.affine_transform(smooth, factors, offset, output_shape=tuple(shape), order=1)
-    return _Volume(array, volume.affine @ nib.affines.from_matvec(np.diag(factors), offset))
+    array = volume.array
+    for axis in np.flatnonzero(factors > 1):
+        length = array.shape[axis]
+        places = offset[axis] + factors[axis] * np.arange(shape[axis])
+        between = np.maximum(1 - np.abs(places[:, None] - np.arange(length)), 0)
+        array = along(between @ gaussian_matrix(length, 0.4 * float(factors[axis])), array, axis)
+    return _Volume(np.ascontiguousarray(array), volume.affine @ nib.affines.from_matvec(np.diag(factors), offset))
 
 
 def _pyramid(volume: _Volume) -> dict[int, _Volume]:
