@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
-from scipy import ndimage, special
+from scipy import ndimage
 
 from func.errors import BabyAIError, warn
-from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
+from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset, with_neighbours
 from func.reconstruction.consistency import HEAD, noise_of, rms
 from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case, warn_of_voxels
@@ -18,6 +19,7 @@ from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import check_head_volume, check_same_head, register_rigid
 from func.scans.resampling import resample
+from func.slices.filters import smooth
 from func.slices.geometry import (
     SliceGeometry,
     acquire,
@@ -33,7 +35,7 @@ from func.slices.geometry import (
 _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
 _AROUND = 5  # voxels: how far around a voxel its detail is told from noise
-_FROM_BORDER, _BORDER_SIGMA = 4.0, 1.5  # mm within the T1w's field of view, where it fades out
+_FROM_BORDER, _BORDER_SIGMA = 4, 1.5  # voxels within the T1w's field of view, where it fades out
 _MISSED = 0.02  # of what the T2w shows: a T1w that leaves out more is told of
 
 
@@ -279,19 +281,19 @@ class AcquiredCase(WorkingCase):
 
 def _coverage(t1: nib.Nifti1Image, shape: tuple[int, int, int], to_t1: np.ndarray) -> np.ndarray | None:
     """See :attr:`WorkingCase.coverage`; ``to_t1`` maps voxels of the working grid to the T1w's world."""
-    sizes, middle = voxel_sizes(t1.affine), (np.array(t1.shape) - 1) / 2
-    # Voxel of the working grid -> mm from the middle of the T1w's field of view, along its axes.
-    to_place = np.diag([*sizes, 1]) @ from_matvec(np.eye(3), -middle) @ np.linalg.inv(t1.affine) @ to_t1
-    reach = sizes * np.array(t1.shape) / 2
-    corners = np.stack(np.meshgrid(*((0, n - 1) for n in shape)), axis=-1)
-    if (np.abs(apply_affine(to_place, corners)) <= reach).all():
+    to_voxels = np.linalg.inv(t1.affine) @ to_t1
+    last = np.array(t1.shape) - 0.5
+    corners = apply_affine(to_voxels, np.stack(np.meshgrid(*((0, n - 1) for n in shape)), axis=-1))
+    if ((corners >= -0.5) & (corners <= last)).all():
         return None
-    x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
-    depth = np.full(shape, np.inf, np.float32)
-    for row, far in zip(to_place[:3].astype(np.float32), reach.astype(np.float32), strict=True):
+    x, y, z = (torch.from_numpy(ticks.astype(np.float32)) for ticks in np.ogrid[: shape[0], : shape[1], : shape[2]])
+    outside = torch.zeros(shape, dtype=torch.bool)
+    for row, end in zip(to_voxels[:3].tolist(), last.tolist(), strict=True):
         place = row[0] * x + row[1] * y + (row[2] * z + row[3])
-        np.minimum(depth, far - np.abs(place, out=place), out=depth)
-    return special.ndtr((depth - _FROM_BORDER) / np.float32(_BORDER_SIGMA))
+        outside |= (place < -0.5) | (place > end)
+    for _ in range(_FROM_BORDER):
+        outside = with_neighbours(outside, beyond=False)
+    return smooth((~outside).float(), [_BORDER_SIGMA] * 3).numpy()
 
 
 def with_in_plane_detail(
