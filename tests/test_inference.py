@@ -508,7 +508,12 @@ def test_weights_of_one_network_have_no_fast_one(thick, weights, tmp_path, capsy
 
 @pytest.mark.parametrize(
     ("told", "thickness"),
-    [({"SliceThickness": 3.5}, 3.5), ({"AsAcquired": {"SliceThickness": 3.5}}, 3.5), ({"AsAcquired": "long ago"}, 4.0)],
+    [
+        ({"SliceThickness": 3.5}, 3.5),
+        ({"SliceThickness": "3.5 mm"}, 3.5),
+        ({"AsAcquired": {"SliceThickness": 3.5}}, 3.5),
+        ({"AsAcquired": "long ago"}, 4.0),
+    ],
 )
 def test_a_sidecar_that_tells_only_the_thickness_is_heeded(thick, weights, tmp_path, told, thickness):
     folder = thick()

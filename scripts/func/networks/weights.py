@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from func.errors import BabyAIError
 from func.networks.published import FoldedUNet, can_fold, pruned, pruned_shapes, unet_shapes
 from func.scans.files import atomic
+from func.scans.provenance import digest
 
 RECIPES = {
     "babyai": {
@@ -125,7 +125,7 @@ def save_folded(path: str | Path, source: str | Path) -> None:
         raise BabyAIError(f"{source} holds weights of {recipe}, not of babyai: only those have a folded form.")
     config = {**RECIPES[recipe], **config}
     _check_fit(source, recipe, unet_shapes(config), state_dict)
-    info = {**info, "folded_from": source.name, "folded_from_sha256": _sha256(source)}
+    info = {**info, "folded_from": source.name, "folded_from_sha256": digest(source)}
     save_weights(path, FOLDED, pruned(state_dict, config), info, config)
 
 
@@ -142,7 +142,7 @@ def load_weights(path: str | Path, folded: bool = True) -> Weights:
     content = _read(path)
     recipe, config, state_dict, info = _parts(path, content)
     with ThreadPoolExecutor(1) as beside:
-        digest = beside.submit(_sha256, path)
+        sha256 = beside.submit(digest, path)
         networks = [_network_of(path, recipe, config, state_dict, folded)]
         if isinstance(content, Mapping) and "fast" in content:
             second = _parts(path, {"recipe": recipe, **content["fast"]})
@@ -152,12 +152,7 @@ def load_weights(path: str | Path, folded: bool = True) -> Weights:
             if not all(torch.isfinite(tensor.sum()) for tensor in network.state_dict().values()):
                 raise BabyAIError(f"{path} holds weights that are not finite: training diverged, or it is damaged.")
         network, *more = (network.eval() for network in networks)
-        return Weights(recipe.removesuffix("-folded"), network, info, digest.result(), config, *more)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return Weights(recipe.removesuffix("-folded"), network, info, sha256.result(), config, *more)
 
 
 def _read(path: Path) -> Any:

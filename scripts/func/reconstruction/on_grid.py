@@ -15,7 +15,7 @@ from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.resampling import resample
 from func.slices.behind import slices_behind
-from func.slices.geometry import SliceGeometry, measured_slices, slices_last, upsample
+from func.slices.geometry import SliceGeometry, measured_slices, slices_last, stated_length, upsample
 from func.slices.oblique import ObliqueStack
 from func.slices.recovery import RECOVERED
 
@@ -36,7 +36,7 @@ class GridCase(WorkingCase):
     def __init__(self, case: Case, geometry: SliceGeometry | None, source: str) -> None:
         if source == RECOVERED:
             voxel = float(voxel_sizes(case.t2.affine)[geometry.axis])
-            geometry = _of_thickness(geometry, _stated_thickness(case.sidecar), voxel)
+            geometry = _of_thickness(geometry, _stated_thickness(case), voxel)
         axis = geometry.axis if geometry else int(np.argmin(case.t2.shape))
         self.name, self._like, self._turn = name_of(case.t2), case.t2, slices_last(axis)
         self.t1 = case.t1 and np.transpose(array_of(case.t1), self._turn)
@@ -71,7 +71,7 @@ class ObliqueCase(WorkingCase):
         self.name, self._like = name_of(case.t2), case.t2
         shape, self.affine, geometry = _grid_along(stack, case.t2)
         voxel = float(voxel_sizes(self.affine)[2])
-        geometry = _of_thickness(geometry, _stated_thickness(case.sidecar), voxel)
+        geometry = _of_thickness(geometry, _stated_thickness(case), voxel)
         self.t1 = case.t1 and silence(resample(case.t1, shape, self.affine))
         self.slices = measured_slices(resample(case.t2, shape, self.affine), geometry)
         self.geometry = geometry = _of_likelier_profile(self.t1, self.slices, geometry)
@@ -114,11 +114,11 @@ def _grid_along(stack: ObliqueStack, t2: nib.Nifti1Image) -> tuple[tuple[int, in
     return shape, affine, SliceGeometry.fitting(2, shape[2], stack.spacing, first_center=first)
 
 
-def _stated_thickness(sidecar: dict) -> float | None:
+def _stated_thickness(case: Case) -> float | None:
     """Slice thickness in mm as the T2w's sidecar states it, or preprocessing.py there of the scan it started from."""
-    acquired = sidecar.get("AsAcquired")
-    stated = (sidecar | (acquired if isinstance(acquired, dict) else {})).get("SliceThickness")
-    return float(stated) if isinstance(stated, int | float) else None
+    acquired = case.sidecar.get("AsAcquired")
+    stated = case.sidecar | (acquired if isinstance(acquired, dict) else {})
+    return stated_length(stated, "SliceThickness", case.t2)
 
 
 def _of_thickness(geometry: SliceGeometry, thickness: float | None, voxel: float) -> SliceGeometry:

@@ -29,7 +29,7 @@ from func.scans.bids import (
 )
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import check_same_grid, read_volume, to_ras
-from func.scans.registration import register_rigid
+from func.scans.registration import mean_displacement, register_rigid
 from func.scans.resampling import resample
 from func.scans.sidecars import read_sidecar
 from func.slices.geometry import AXIS_ACROSS
@@ -174,6 +174,11 @@ class _Truth:
         brain = brain_mask(array)
         return cls(image, array, brain, inner_brain(brain, nib.affines.voxel_sizes(image.affine), depth))
 
+    @property
+    def points(self) -> np.ndarray:
+        """Some points of the brain, world mm, shape (N, 3)."""
+        return apply_affine(self.image.affine, np.argwhere(self.brain)[::97])
+
 
 def score_comparison(comparison: Comparison, depth: float, align: bool) -> tuple[list[dict], list[dict], list[dict]]:
     """Scores of a reconstruction and of its baseline, in the inner brain, the whole brain and the whole volume.
@@ -188,7 +193,7 @@ def score_comparison(comparison: Comparison, depth: float, align: bool) -> tuple
     result = read_volume(comparison.result)
     motion = _motion_to(truth, result, None, align)
     estimates = {RESULT: _on_grid_of(truth.image, result, motion)}
-    moved = {RESULT: {"moved_mm": _mean_displacement(truth, motion)}} if align else {}
+    moved = {RESULT: {"moved_mm": mean_displacement(motion, np.eye(4), truth.points)}} if align else {}
     if comparison.baseline:
         baseline = read_volume(comparison.baseline)
         lies = _motion_to(truth, baseline, _registration_of(comparison.result), align)
@@ -258,12 +263,6 @@ def _on_grid_of(truth: nib.Nifti1Image, image: nib.Nifti1Image, motion: np.ndarr
         fault = str(error).rpartition(";")[0]
         raise BabyAIError(f"{fault}; --align scores a volume on another grid than the truth's.") from None
     return image.get_fdata(dtype=np.float32)
-
-
-def _mean_displacement(truth: _Truth, motion: np.ndarray) -> float:
-    """How far a motion takes the points of the brain, mm, on average."""
-    points = apply_affine(truth.image.affine, np.argwhere(truth.brain)[::97])
-    return float(np.linalg.norm(apply_affine(motion, points) - points, axis=1).mean())
 
 
 def _sharpness_of(result: Path, truth: _Truth, estimate: np.ndarray, mask: np.ndarray) -> float:

@@ -35,9 +35,14 @@ def fingerprint(path: Path) -> str | None:
         return None
 
 
-@lru_cache
 def digest(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits."""
+    """SHA-256 of a file's content, as hexadecimal digits; read once, until the file is written anew."""
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, size: int, written: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -90,7 +90,7 @@ class SliceGeometry:
         if any(key not in sidecar for key in keys):
             return None
         axis = _stated_axis(sidecar, image)
-        thickness, spacing = (_stated_length(sidecar, key, image) for key in keys[:2])
+        thickness, spacing = (stated_length(sidecar, key, image) for key in keys[:2])
         if axis is None or thickness is None or spacing is None:
             return None
         voxel = float(nib.affines.voxel_sizes(image.affine)[axis])
@@ -142,8 +142,8 @@ def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, floa
     they are. What it says against the header, or in no usable form, is left out with a warning.
     """
     sizes = nib.affines.voxel_sizes(t2.affine)
-    stated_spacing = _stated_length(sidecar, "SpacingBetweenSlices", t2)
-    thickness = _stated_length(sidecar, "SliceThickness", t2)
+    stated_spacing = stated_length(sidecar, "SpacingBetweenSlices", t2)
+    thickness = stated_length(sidecar, "SliceThickness", t2)
     axis = _slice_axis(sidecar, t2, sizes, stated_spacing or thickness)
     spacing = float(sizes[axis])
     if stated_spacing and abs(stated_spacing / spacing - 1) > _SAME_LENGTH:
@@ -209,7 +209,7 @@ def _stated_axis(sidecar: dict, image: nib.Nifti1Image) -> int | None:
     return None
 
 
-def _stated_length(sidecar: dict, key: str, image: nib.Nifti1Image) -> float | None:
+def stated_length(sidecar: dict, key: str, image: nib.Nifti1Image) -> float | None:
     """A length in mm that a sidecar states, whatever its sign (DICOM has negative spacings); None where it does not."""
     if key not in sidecar:
         return None
