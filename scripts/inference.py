@@ -509,12 +509,16 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--uncertainty takes four runs; leave --runs out")
     if arguments.weights == "babyai" and arguments.runs not in (None, 1):
         parser.error("the published procedure runs its network once; leave --runs out")
+    if arguments.weights == "babyai" and arguments.network != "auto":
+        parser.error("the published weights hold one network only; leave --network out")
     if arguments.space and arguments.weights == "babyai":
         parser.error("the published weights need scans on the atlas grid (scripts/preprocessing.py), not raw ones")
     stacks = [path.resolve() for path in arguments.t2 or ()]
     twice = [path for path, stack in zip(arguments.t2 or (), stacks, strict=True) if stacks.count(stack) > 1]
     if twice:
         parser.error(f"{twice[0]} is given twice as --t2, which adds nothing; give each stack once")
+    if arguments.t1 and arguments.t1.resolve() in stacks:
+        parser.error(f"{arguments.t1} is given as --t1 and as --t2; without a T1w leave --t1 out")
     if arguments.mask and len(arguments.mask) != len(arguments.t2 or ()):
         parser.error("--mask needs one mask for each --t2, in the same order")
     if arguments.stacks == "together" and not arguments.space:

@@ -160,6 +160,12 @@ def test_other_files_are_no_weights(tmp_path, content):
     sentence(path)
 
 
+@pytest.mark.parametrize("part", ["config", "info"])
+def test_a_part_that_is_no_dictionary_is_told(tmp_path, part):
+    torch.save({"recipe": "compact", "state_dict": {"a": torch.ones(1)}, part: "large"}, tmp_path / "weights.pth")
+    assert "no dictionary" in sentence(tmp_path / "weights.pth")
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95, 0.999])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_truncated_file_is_told_as_such(tmp_path, tiny_babyai, share, zipped):

@@ -182,7 +182,10 @@ def _parts(path: Path, content: Any) -> tuple[str, dict[str, Any], Mapping[str, 
         raise BabyAIError(f"{path} is for the recipe {recipe!r}, which this version does not know: update BABY-AI.")
     if not isinstance(state_dict, Mapping) or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise BabyAIError(f"{path} holds no state_dict (tensors by name): save network.state_dict() to it.")
-    return recipe, dict(parts.get("config") or {}), state_dict, dict(parts.get("info") or {})
+    config, info = parts.get("config") or {}, parts.get("info") or {}
+    if not isinstance(config, Mapping) or not isinstance(info, Mapping):
+        raise BabyAIError(f"{path} has a configuration that is no dictionary: write it with save_weights.")
+    return recipe, dict(config), state_dict, dict(info)
 
 
 def _network_of(path: Path, recipe: str, config: dict, state_dict: Mapping[str, Tensor], folded: bool) -> nn.Module:
