@@ -19,7 +19,7 @@ from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import check_head_volume, check_same_head, register_rigid
 from func.scans.resampling import resample
-from func.slices.filters import smooth
+from func.slices.filters import gaussian_matrix, smooth
 from func.slices.geometry import (
     SliceGeometry,
     acquire,
@@ -106,25 +106,19 @@ class StackGrid:
 
     def slices_of(self, t2: nib.Nifti1Image) -> np.ndarray:
         """The stack's slices on this grid's in-plane voxels, shape (X, Y, count), low-passed so as not to alias."""
-        sizes = voxel_sizes(t2.affine) / self.voxel
-        sigma = [
-            0.0 if a == self.axis or sizes[a] > _FINE_ENOUGH else 0.425 * np.sqrt(1 / sizes[a] ** 2 - 1)
-            for a in range(3)
-        ]
-        slices = array_of(t2)
-        nonnegative = slices.min() >= 0
-        if any(sigma):
-            slices = ndimage.gaussian_filter(slices, sigma)
         turn = slices_last(self.axis)
-        slices, sizes = np.transpose(slices, turn), sizes[turn]
-        for axis in range(2):
+        slices, sizes = np.transpose(array_of(t2), turn), voxel_sizes(t2.affine)[turn] / self.voxel
+        nonnegative = slices.min() >= 0
+        for axis, size in enumerate(sizes[:2]):
             length, own = self.shape[axis], slices.shape[axis]
-            if length == own and abs(sizes[axis] - 1) < 1e-3:
+            if length == own and abs(size - 1) < 1e-3:
                 continue
             # The fields of view share their centres.
-            first = (length - 1) / 2 - (own - 1) / 2 * sizes[axis]
-            knots = SliceGeometry(axis, sizes[axis], sizes[axis], first, own, "point")
-            slices = along(upsampling_matrix(knots, length), slices, axis)
+            first = (length - 1) / 2 - (own - 1) / 2 * size
+            matrix = upsampling_matrix(SliceGeometry(axis, size, size, first, own, "point"), length)
+            if size <= _FINE_ENOUGH:
+                matrix = matrix @ gaussian_matrix(own, 0.425 * float(np.sqrt(1 / size**2 - 1)))
+            slices = along(matrix, slices, axis)
         return silence(np.ascontiguousarray(slices)) if nonnegative else slices
 
     def within_slices(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -258,6 +258,7 @@ class _Fit:
     ) -> None:
         self._volume, self._slices, self._size = volume, slices, size
         self._features = None if same_contrast else t1_features(volume, size)
+        self._smoothed = None, None  # the last in-plane smoothing asked for, and the features seen through it
         self._independent = _INDEPENDENT_SAME if same_contrast else _INDEPENDENT_T1
         self._width = profile_width(geometry)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
@@ -319,7 +320,9 @@ class _Fit:
         """The volume in the slices' contrast, seen through their profile."""
         volume, width = self._volume, (sigma / self._size, sigma / self._size, self._width)
         if self._features is not None:
-            seen = self._sampled(smooth(self._features, width), self._moved(poses))
+            if self._smoothed[0] != sigma:
+                self._smoothed = sigma, smooth(self._features, width)
+            seen = self._sampled(self._smoothed[1], self._moved(poses))
             volume = in_intensities_of(self._features, seen, shown)
         return smooth(volume, width)
 
