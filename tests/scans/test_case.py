@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 
 from func.errors import BabyAIError
 from func.reconstruction import on_grid
@@ -13,6 +14,7 @@ from func.scans.intensity import level_of
 from func.scans.nifti import array_of, image_of
 from func.slices.geometry import SliceGeometry, acquire, upsample
 from networks_for_tests import Unchanged, reconstruct, weights_of
+from stacks_for_tests import scanned, small_head
 
 
 def shifted(array):
@@ -142,3 +144,23 @@ def test_a_mask_that_shows_nothing_is_told(scans, tmp_path):
     pair = Pair("1", None, tmp_path / "t2.nii.gz", "t2", masks=(tmp_path / "mask.nii.gz",))
     with pytest.raises(BabyAIError, match="has no voxel above 0"):
         read_cases(pair)
+
+
+@pytest.mark.parametrize("reversed_in_file", [False, True])
+def test_a_stack_whose_header_does_not_say_how_the_head_lies_is_used_as_it_fits(tmp_path, reversed_in_file):
+    t1, t2 = small_head()
+    stack = scanned(t2, 2, 4.0, 20)
+    nib.save(t1, tmp_path / "t1.nii")
+    values = np.asarray(stack.dataobj)[::-1] if reversed_in_file else np.asarray(stack.dataobj)
+    unplaced = nib.Nifti1Image(values, None)
+    unplaced.header.set_zooms((1, 1, 4))
+    nib.save(unplaced, tmp_path / "t2.nii")
+    (case,) = read_cases(Pair("1", tmp_path / "t1.nii", tmp_path / "t2.nii", "t2"))
+    case = case.registered()
+    # nibabel takes the first axis of such a file to run to the left.
+    assert any("only mirrored" in told for told in case.warnings) == (not reversed_in_file)
+    assert case.t2.get_filename() == str(tmp_path / "t2.nii")
+    for voxel in ([20, 60, 5], [60, 30, 15]):
+        in_file = [len(values) - 1 - voxel[0], *voxel[1:]] if reversed_in_file else voxel
+        shown = apply_affine(np.linalg.inv(case.registration.matrix) @ case.t2.affine, in_file)
+        assert np.linalg.norm(shown - apply_affine(stack.affine, voxel)) < 1.5

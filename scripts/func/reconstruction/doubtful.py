@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from nibabel.affines import apply_affine, from_matvec, voxel_sizes
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from func.errors import warn
 from func.reconstruction.acquired import t1_frame
 from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
-from func.scans.registration import FAILED, RIGHT, register_rigid
+from func.scans.registration import FAILED, RIGHT
 from func.scans.resampling import resample
 
 _SPARSE = 2.0  # mm between the voxels that are compared
@@ -55,7 +55,7 @@ def settled(cases: Sequence[Case]) -> list[tuple[Case, bool]]:
 def _judged(case: Case, known: np.ndarray) -> tuple[Case, bool]:
     """A stack in doubt: confirmed, mirrored back or not to be used."""
     name, fits = name_of(case.t2), likeness(_shown(case), known)
-    mirrored = _mirrored(case)
+    mirrored = case.mirrored()
     fits_mirrored = likeness(_shown(mirrored), known)
     if fits_mirrored > FITS and 1 - fits_mirrored < _CLEARLY * (1 - fits):
         warn(
@@ -67,18 +67,6 @@ def _judged(case: Case, known: np.ndarray) -> tuple[Case, bool]:
         return replace(case, registration=replace(case.registration, confirmed=True)), True
     warn(f"{name} fits neither the T1w nor the other stacks (correlation {fits:.2f}), and was left out.")
     return case, False
-
-
-def _mirrored(case: Case) -> Case:
-    """The stack with its first axis reversed in its header, registered anew from where its mirror image lay."""
-    flip = from_matvec(np.diag([-1.0, 1, 1]), [case.t2.shape[0] - 1, 0, 0])
-    affine = case.t2.affine @ flip
-    t1 = array_of(case.t1)
-    center = apply_affine(case.t1.affine, ndimage.center_of_mass(t1))[0]
-    left_for_right = from_matvec(np.diag([-1.0, 1, 1]), [2 * center, 0, 0])
-    t2 = image_of(array_of(case.t2), affine, case.t2)
-    start = affine @ np.linalg.inv(case.t2.affine) @ case.registration.matrix @ left_for_right
-    return replace(case, t2=t2, registration=register_rigid(case.t1, t2, start=start))
 
 
 def _shown(case: Case) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from scipy import ndimage
 
 from func.errors import BabyAIError, collect_warnings, warn
@@ -67,12 +67,45 @@ class Case:
     def registered(self) -> Case:
         """The case with its T1w registered to its T2w, if it has one.
 
+        Where a header does not say how the head lies, whichever of the T2w and its mirror image fits better is taken.
+
         Raises:
             BabyAIError: as :func:`func.scans.registration.register_rigid`.
         """
+        if not self.t1:
+            return self
         from func.scans.registration import register_rigid  # which takes a while to import
 
-        return replace(self, registration=register_rigid(self.t1, self.t2)) if self.t1 else self
+        case = replace(self, registration=register_rigid(self.t1, self.t2))
+        stated = all(image.header["sform_code"] > 0 or image.header["qform_code"] > 0 for image in (self.t1, self.t2))
+        if stated or case.registration.mirrored <= 1:
+            return case
+        mirrored = case.mirrored()
+        if mirrored.registration.mirrored >= 1:
+            return case
+        with collect_warnings() as told:
+            warn(
+                f"{name_of(self.t2)} fits {name_of(self.t1)} only mirrored, as it was used, since one of them does not "
+                "say how the head lies in it; check left and right."
+            )
+        return replace(mirrored, warnings=(*self.warnings, *told))
+
+    def mirrored(self) -> Case:
+        """The registered case with its T2w's first axis reversed in its header, registered anew from there.
+
+        Raises:
+            BabyAIError: as :func:`func.scans.registration.register_rigid`.
+        """
+        from func.scans.registration import register_rigid
+
+        affine = self.t2.affine @ from_matvec(np.diag([-1.0, 1, 1]), [self.t2.shape[0] - 1, 0, 0])
+        t2 = image_of(array_of(self.t2), affine, self.t2)
+        t2.file_map["image"].filename = self.t2.get_filename()
+        # From where the mirror image of the head lay.
+        center = apply_affine(self.t1.affine, ndimage.center_of_mass(array_of(self.t1)))[0]
+        left_for_right = from_matvec(np.diag([-1.0, 1, 1]), [2 * center, 0, 0])
+        start = affine @ np.linalg.inv(self.t2.affine) @ self.registration.matrix @ left_for_right
+        return replace(self, t2=t2, registration=register_rigid(self.t1, t2, start=start))
 
     def with_slices_behind(self) -> Case:
         """The case, its scans on one grid, with the slices looked for that they were up-sampled from."""
