@@ -42,7 +42,7 @@ from func.commands import (
 )
 from func.errors import BabyAIError, collect_warnings
 from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
-from func.scans.case import warn_of_voxels
+from func.scans.case import Case, warn_of_voxels
 from func.scans.files import atomic
 from func.scans.hub import ATLAS_FILE, fetch
 from func.scans.nifti import check_atlas_grid, image_of, read_volume, save_result
@@ -301,7 +301,8 @@ def prepare_t2(
         t2, sidecar = read_volume(path), read_sidecar(path)
         warn_of_voxels(t1, t2)
         axis, thickness, spacing = stack_geometry(t2, sidecar)
-        registration = register_rigid(t1, t2)
+    case = Case(t1, t2, warnings=tuple(warnings)).registered()
+    t2, registration = case.t2, case.registration
     matrix = registration.matrix @ atlas_to_t1
     image = image_of(resample(t2, atlas.shape, atlas.affine, matrix), atlas.affine, atlas)
     picture = save_picture(target, image, read_volume(t1_target))
@@ -319,7 +320,7 @@ def prepare_t2(
     }
     sidecar["Registration"]["T1wToScan"] = registration.matrix.tolist()
     sidecar["Inputs"] = made_from(Path(t1.get_filename()), Path(atlas.get_filename()), path)
-    sidecar["Warnings"] = warnings
+    sidecar["Warnings"] = list(case.warnings)
     sidecar["T1w"] = t1_target.relative_to(arguments.output_dir).as_posix()
     save_result(target, image, sidecar)
 
