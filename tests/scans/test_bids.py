@@ -49,6 +49,16 @@ class TestPairing:
             ("sub-01_acq-sagittal2mm_T2w", "sub-01_T1w"),
         ]
 
+    @pytest.mark.parametrize("name", ["sub-1_T1w.nii.gz", "ses-2/sub-1_T2w.nii.gz", "sub-1_ses-b_run-2_T2w.nii"])
+    def test_the_name_that_an_error_asks_for_mends_it(self, tmp_path, name):
+        folder = self.folder(tmp_path, name)
+        _, (error,) = find_pairs(folder)
+        asked = str(error).split("named like ")[1].split(".nii.gz")[0] + ".nii.gz"
+        (folder / name).with_name(asked).touch()
+        pairs, errors = find_pairs(folder)
+        assert len(pairs) == 1 and not errors
+        assert ("ses" in asked) == ("ses" in name)
+
     def test_two_files_that_would_give_one_result(self, tmp_path):
         """With a T1w or without."""
         folder = self.folder(tmp_path, "sub-1_T1w.nii", "sub-1_T2w.nii", "sub-1_T2w.nii.gz", "sub-1_desc-b_T2w.nii.gz")

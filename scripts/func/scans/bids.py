@@ -198,8 +198,7 @@ def find_pairs(data_dir: str | Path, t1w_filter: Sequence[str] = ()) -> tuple[li
                 errors.append(error)
         for t1 in t1s:
             if not any(t1.may_share_session(t2) for t2 in t2s):
-                name = f"sub-{t1.entities['sub']}_T2w.nii.gz"
-                errors.append(BabyAIError(f"{t1.path} has no T2w; add one named like {name}."))
+                errors.append(BabyAIError(f"{t1.path} has no T2w; add one named like {t1.partner('T2w')}."))
     return _without_doubles(sorted(pairs, key=lambda pair: pair.t2), errors), errors
 
 
@@ -227,6 +226,11 @@ class _Scan:
     def may_share_session(self, other: _Scan) -> bool:
         sessions = {scan.entities["ses"] for scan in (self, other) if "ses" in scan.entities}
         return len(sessions) < 2
+
+    def partner(self, suffix: str) -> str:
+        """The name of a scan that would share its session."""
+        shared = [f"{key}-{self.entities[key]}" for key in ("sub", "ses") if key in self.entities]
+        return "_".join([*shared, f"{suffix}.nii.gz"])
 
     def has(self, entity: str) -> bool:
         """Whether it has an entity, such as ``run-2`` (written with leading zeros or not); of ``run-``, whether not."""
@@ -296,9 +300,9 @@ def _best_t1(t2: _Scan, t1s: list[_Scan], t1w_filter: Sequence[str]) -> _Scan:
         BabyAIError: there is none, or several go equally well.
     """
     if not t1s:
-        name = f"sub-{t2.entities['sub']}_T1w.nii.gz"
         raise BabyAIError(
-            f"{t2.path} has no T1w in its dataset, subject folder and session; add one named like {name}."
+            f"{t2.path} has no T1w in its dataset, subject folder and session; add one named like "
+            f"{t2.partner('T1w')}, or reconstruct without (inference.py --without-t1w)."
         )
     allowed = [t1 for t1 in t1s if all(t1.has(entity) for entity in t1w_filter)]
     if not allowed:
