@@ -246,7 +246,7 @@ def _evenly_lit(array: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     for axis, (length, step) in enumerate(zip(array.shape, steps, strict=True)):
         knots = np.eye(shading.shape[axis], dtype=np.float32)
         weights = np.array([np.interp(np.arange(length) / step, np.arange(len(knots)), knot) for knot in knots])
-        shading = np.moveaxis(np.tensordot(weights.astype(np.float32), shading, (0, axis)), 0, axis)
+        shading = along(weights.T, shading, axis)
     return array / shading
 
 
