@@ -46,11 +46,15 @@ Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stop
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+
+# NumPy's own threads would spin while they wait for each other: docs/speed.md.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pandas as pd
 from nibabel.affines import voxel_sizes

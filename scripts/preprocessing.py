@@ -19,11 +19,15 @@ Exit code: 0 all done, 1 some scan failed, 2 the call was wrong; 130 or 143 stop
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+# NumPy's own threads would spin while they wait for each other: docs/speed.md.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import nibabel as nib
 import numpy as np
