@@ -85,12 +85,18 @@ def load_network(choice: str = "bundled") -> Weights:
     return load_weights(find_weights(choice))
 
 
-def one_infant(t1: str | Path | None, t2s: Sequence[str | Path]) -> Pair:
+def one_infant(t1: str | Path | None, t2s: str | Path | Sequence[str | Path]) -> Pair:
     """The files of one infant, of which one result is made; :func:`read_cases` reads them.
 
     Args:
         t1, t2s: NIfTI files or folders of DICOM files, each T2w with its JSON sidecar; the T1w may be None.
+
+    Raises:
+        BabyAIError: no T2w is given.
     """
+    t2s = [t2s] if isinstance(t2s, str | Path) else t2s
+    if not t2s:
+        raise BabyAIError("There is no T2w to reconstruct; give one, or several stacks.")
     stacks = [Pair("", t1 and Path(t1), path, stem_of(path)) for path in map(Path, t2s)]
     (pair,) = put_together(stacks)
     return pair if pair.name else replace(pair, name=stacks[0].name)

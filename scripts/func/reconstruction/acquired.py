@@ -32,6 +32,8 @@ from func.slices.geometry import (
     upsampling_matrix,
 )
 
+_SPACES, _MOTIONS = ("1mm", "t1", "t2"), ("auto", "on", "off")
+
 _MOST_VOXELS = 2**27  # of a result
 _FINE_ENOUGH = 0.8  # of the voxels wanted: a stack with larger ones in-plane needs no low-pass
 _AROUND = 5  # voxels: how far around a voxel its detail is told from noise
@@ -51,12 +53,20 @@ class RawSettings:
         min_similarity: a registration of T1w and T2w with less of it is refused; None for the check's own judgement.
         motion: ``auto`` to look for motion of the slices and undo what is found, ``on`` to undo it however little it
             is, ``off`` to take the head to have lain still.
+
+    Raises:
+        BabyAIError: there is no such space, or motion.
     """
 
     space: str = "1mm"
     voxel_size: float | str = 1.0
     min_similarity: float | None = None
     motion: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value, values in (("space", self.space, _SPACES), ("motion", self.motion, _MOTIONS)):
+            if value not in values:
+                raise BabyAIError(f"'{value}' is no {name} of raw scans; use one of {', '.join(values)}.")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ class Reconstructor:
                 raise BabyAIError("The published procedure runs its network once; leave out --runs.")
             # The published procedure exactly, unless rounding is asked for.
             precision = "float32" if precision == "auto" else precision
+        if runs not in (None, *range(1, len(_MIRRORS) + 1)):
+            raise BabyAIError(f"The network cannot run {runs} times; give runs from 1 to {len(_MIRRORS)}.")
         self.device, self.precision = choose_device(device, precision)
         self.network = weights.network.to(self.device)
         self.fast = weights.fast and weights.fast.to(self.device)

@@ -29,7 +29,7 @@ def describe(case: Case, result: Reconstruction, sources: list[str], made_with: 
         made_with: entries on the inputs, the weights and the settings.
     """
     quality, warnings = quality_of(case.t1, case.t2, result.report)
-    in_t1_frame = "Registration" in result.report and made_with["Settings"].get("Space") != "t2"
+    in_t1_frame = "Registration" in result.report and made_with.get("Settings", {}).get("Space") != "t2"
     return {
         "Description": "Isotropic T2w scan reconstructed by BABY-AI",
         "Sources": sources,

@@ -304,11 +304,17 @@ def save_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, like: n
     """Write a float32 volume atomically; ``like`` lends its header (orientation codes, units).
 
     Raises:
-        BabyAIError: the file could not be written.
+        BabyAIError: the file could not be written, or has no NIfTI file's name.
     """
+    _check_name(path)
     image = image_of(array, affine, like)
     with atomic(path) as temporary:
         _write(temporary, image)
+
+
+def _check_name(path: str | Path) -> None:
+    if not Path(path).name.endswith((".nii", ".nii.gz")):
+        raise BabyAIError(f"{path} must end in .nii.gz or .nii; choose another name.")
 
 
 def _write(path: Path, image: nib.Nifti1Image) -> None:
@@ -342,8 +348,9 @@ def save_result(path: str | Path, image: nib.Nifti1Image, sidecar: dict, stopwat
         stopwatch: what it measured goes into the sidecar as ``Seconds``, writing the volume included.
 
     Raises:
-        BabyAIError: one of them could not be written.
+        BabyAIError: one of them could not be written, or the volume has no NIfTI file's name.
     """
+    _check_name(path)
     with atomic(path) as volume_file, atomic(sidecar_path(path)) as json_file:
         _write(volume_file, image)
         if stopwatch:
