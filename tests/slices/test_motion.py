@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
+from func.slices.filters import smooth
 from func.slices.geometry import SliceGeometry
-from func.slices.motion import find_motion, in_intensities_of, order_of_acquisition, t1_features
+from func.slices.motion import Contrast, find_motion, order_of_acquisition, t1_features, t1_terms
 from stacks_for_tests import AFFINE, SHAPE, rigid, scanned, small_head
 
 COUNT, THICKNESS = 20, 3.5
@@ -62,12 +63,15 @@ def test_a_jump_is_found_with_a_t1_that_does_not_tell_fluid_from_white_matter(he
 
 
 def test_a_t1_takes_on_the_intensities_that_its_surroundings_tell(head):
+    """Though slices see them blurred, so that no place shows what thin fluid is like."""
     features = t1_features(np.asarray(head[0].dataobj))
     t2 = np.where(features[0] > 0, 0.3 + features[1] ** 2 - 0.4 * features[0] * features[2], 0)
     places = np.random.default_rng(0).integers(0, SHAPE, (20_000, 3)).T
-    like_t2 = in_intensities_of(features, features[:, *places], t2[*places])
+    seen = [smooth(term, (2, 2, 2))[*places] for term in t1_terms(features)]
+    shown = smooth(t2, (2, 2, 2))[*places]
+    like_t2 = Contrast.of(np.array(seen), shown).volume(t1_terms(features))
     inside = features[2] > 0.9
-    assert np.abs(like_t2 - t2)[inside].mean() < 0.002 < 0.1 * t2[inside].std()
+    assert np.abs(like_t2 - t2)[inside].mean() < 0.03 * t2[inside].std()
     assert not like_t2[features[0] == 0].any()
 
 
@@ -84,7 +88,7 @@ def test_the_same_contrast_refines(head):
 def test_a_head_that_lay_still_has_not_moved(head):
     t1, t2 = head
     motion = find_motion(np.asarray(t1.dataobj), measured(t2), GEOMETRY)
-    assert not motion.moved and motion.unexplained > 0.9
+    assert not motion.moved and motion.spread < 0.3
 
 
 def test_places_where_the_slices_fit_no_better_are_no_motion(head):

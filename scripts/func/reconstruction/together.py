@@ -29,7 +29,7 @@ from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
 from func.scans.resampling import resample, threads
 from func.slices.geometry import AXIS_ACROSS, acquire, slices_last, upsample
-from func.slices.motion import Motion, find_motion, in_intensities_of, order_of_acquisition, t1_features
+from func.slices.motion import PLACES, Contrast, Motion, find_motion, order_of_acquisition, t1_features, t1_terms
 from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
 
 _VOXEL = 0.8  # mm: a volume is linear between voxels so small; on crops of 68 voxels, 1 mm cost 0.3 dB
@@ -176,10 +176,9 @@ class Together:
         self._brighten()
         slices = [stack.brightness * stack.head.slices for stack in self.stacks]
         self.noises = [noise_beside_volume(one, noise_of(one), HEAD) for one in slices]
-        self.views: list[StackView] = []
+        self._views: list[StackView] = []
         self.dampings: list[float] = []
         self.before: list[float] = []
-        self._look()
 
     @property
     def first(self) -> PlacedStack:
@@ -191,6 +190,16 @@ class Together:
         """Whether slices have places of their own, or such are still to be looked for."""
         return any(stack.motion for stack in self.stacks) or (self.t1 is None and self.settings.motion != "off")
 
+    @property
+    def views(self) -> list[StackView]:
+        """What each stack sees of a volume on the common grid, made anew where it is not there."""
+        if not self._views:
+            voxel = float(voxel_sizes(self.affine)[0])
+            with ThreadPoolExecutor(min(threads(), len(self.stacks))) as pool:
+                views = pool.map(lambda stack: StackView(stack.stack(voxel), self.shape, self.affine), self.stacks)
+                self._views = list(views)
+        return self._views
+
     def estimates(
         self, propose: Callable[[np.ndarray], np.ndarray] | None, volume: np.ndarray | None = None
     ) -> np.ndarray:
@@ -201,6 +210,8 @@ class Together:
                 the stacks and infer nothing, in one run.
             volume: :meth:`first_volume`, from which stacks that moved take the slices they would have shown.
         """
+        if propose:
+            self._views = []  # they are large, and so is what the network needs
         total, weights = np.zeros((1, *self.shape), np.float32), np.zeros(self.shape, np.float32)
         for stack in (stack for stack in self.stacks if stack.kept.any()):
             head, slices = stack.head, stack.head.slices
@@ -220,7 +231,7 @@ class Together:
         self.before = [_misfit(view, estimate) for view in self.views]
         volume = self._near_to(estimate)
         if self._leave_out(volume):
-            self._look()
+            self._views = []
             volume = self._near_to(estimate)
         return np.maximum(volume, 0)
 
@@ -314,7 +325,7 @@ class Together:
         """A volume that agrees with the slices in their places, without the network; refines these places as well."""
         if self.t1 is None:
             self._lay_upon_others()
-            self._look()
+            self._views = []
         estimate = self._guess()
         if len(self.stacks) > 1:
             # Once: a second round before the network made the places of simulated slices worse.
@@ -342,7 +353,7 @@ class Together:
             by_slice = stack.refined_upon(image, self.settings.motion)
             refined.append(by_slice if by_slice.motion or self.t1 is None else stack.laid_upon(image))
         self.stacks = refined
-        self._look()
+        self._views = []
 
     def _lay_upon_others(self) -> None:
         """Lay each stack but the first, and then the slices of each, where the other stacks show the head.
@@ -372,15 +383,10 @@ class Together:
         if self.t1 is None:
             return self.estimates(None)[0]
         features = t1_features(resample(self.t1, self.shape, self.affine), float(voxel_sizes(self.affine)[0]))
-        seen = np.array([np.concatenate([view.see(one) for view in self.views]) for one in features])
-        return in_intensities_of(features, seen, np.concatenate([view.values for view in self.views]))
-
-    def _look(self) -> None:
-        voxel = float(voxel_sizes(self.affine)[0])
-        self.views = []  # they are large: the old ones go before the new ones come
-        with ThreadPoolExecutor(min(threads(), len(self.stacks))) as pool:
-            views = pool.map(lambda stack: StackView(stack.stack(voxel), self.shape, self.affine), self.stacks)
-            self.views = list(views)
+        shown = np.concatenate([view.values for view in self.views])
+        some = slice(None, None, len(shown) // PLACES + 1)
+        seen = [np.concatenate([view.see(term) for view in self.views])[some] for term in t1_terms(features)]
+        return Contrast.of(np.array(seen), shown[some]).volume(t1_terms(features))
 
     def _weigh(self, estimate: np.ndarray, noises: Sequence[float]) -> None:
         self.dampings = [view.damping(estimate, noise, HEAD) for view, noise in zip(self.views, noises, strict=True)]

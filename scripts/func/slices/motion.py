@@ -12,6 +12,7 @@ Positions are voxels of a working grid of 1 mm voxels with the slices last (see 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -29,10 +30,11 @@ from func.scans.resampling import threads
 from func.slices.filters import smooth
 from func.slices.geometry import SliceGeometry
 
-# Of 18 simulated stacks and three real heads that lay still, those with a spread of more than 0.6 mm kept at least 0.96
-# of what is unexplained; 14 moving ones had 0.7 to 1.9 mm and kept 0.51 to 0.90, one that hardly moved 0.96.
-LARGEST_STILL = 0.6  # mm, see Motion.spread
-LARGEST_UNEXPLAINED = 0.93  # see Motion.unexplained
+# 15 simulated stacks and three raw ones of infants that lay still had a spread of up to 0.2 mm (0.3 in a rough look)
+# and kept 0.90 or more of what is unexplained; three adults up to 0.9 mm, but 0.97. Of 15 moving ones 14 had 0.8 to
+# 1.9 mm and kept 0.42 to 0.92; one that moved by 0.5 mm has that and 0.94.
+LARGEST_STILL = 0.4  # mm, see Motion.spread
+LARGEST_UNEXPLAINED = 0.94  # see Motion.unexplained
 
 _RADIUS = 50.0  # mm, half a head: turns radians into the mm that its surface moves
 _STRIDE = 2  # voxels between the pixels that are looked at, in-plane
@@ -51,17 +53,16 @@ _STEP = 0.15  # mm that a head moves from one slice to the next, but for jumps
 _LOOSE_STEPS = (3.0, 0.5)  # mm, while it is not known when which slice was acquired, and at first when it is
 _LONGEST_STEP = 2.0  # mm that a pose changes at once
 _INTERLEAVINGS = (1, 2, 3)
-_SURELY = 0.9  # of the path in space that of another order must be shorter
+_SURELY = 0.8  # of the path in space that of another order must be shorter
 _OUTLYING = 4.7  # robust standard deviations beyond which a pixel counts no more (Tukey)
 _FAINTEST = 0.05  # of the brightest: what is fainter is air
 _BY_CHANCE = 0.1  # of the slices may gain by a motion that was none
 _FULL = 0.5  # of the fullest slice's head: slices with less say little about motion
 _DARK = 0.02  # of the brightest: what is fainter and reaches the air is air
-_MOSTLY = 0.3  # of a pixel's surroundings: so much of them must be head to tell its intensity
+_MOSTLY = 0.3  # of what a pixel sees: so much of it must be head to tell its intensity
 _AROUND = (2.0, 3.0)  # mm, standard deviation: how far a place looks around, at the T1w and for air
-_DEGREE = 3  # of the polynomial in what a place sees
-_PLACES = 50_000  # are enough to fit it
-_SURELY_STILL = 0.93  # see Motion.unexplained, of large voxels
+_DEGREE = 3  # of the polynomial in these
+PLACES = 50_000  # are enough to fit it
 
 Levels = tuple[tuple[float, int], ...]
 
@@ -154,10 +155,19 @@ def find_motion(
         start: only refine this motion.
         only_if_moved: a rough motion will do where the head lay still.
     """
-    rough = _roughly(_Fit(*_halved(volume, slices, geometry), same_contrast, _LARGE), groups, start)
-    if only_if_moved and rough.unexplained > _SURELY_STILL:
+    independent = _INDEPENDENT_SAME if same_contrast else _INDEPENDENT_T1
+    terms = None
+    if not same_contrast:
+        features = t1_features(volume)
+        # Of the same features, so that the weights found here hold in small voxels.
+        terms = np.stack(list(t1_terms(_halved(features))))
+    large = _Fit(_halved(volume), _halved(slices, 1), _on_halved(geometry), independent, terms, _LARGE)
+    rough = _roughly(large, groups, start)
+    if only_if_moved and not rough.moved:
         return rough
-    fit = _Fit(volume, slices, geometry, same_contrast)
+    if not same_contrast:
+        volume = large.contrast(rough, _MIDDLE).volume(t1_terms(features))
+    fit = _Fit(volume, slices, geometry, independent)
     return fit.motion(fit.refined(rough.parameters, rough.groups, _FINE), rough.groups, _FINE)
 
 
@@ -178,18 +188,19 @@ def _roughly(fit: _Fit, groups: np.ndarray | None, start: Motion | None) -> Moti
     return fit.motion(fit.refined(poses, groups, _MIDDLE), groups, _MIDDLE)
 
 
-def _halved(
-    volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry
-) -> tuple[np.ndarray, np.ndarray, SliceGeometry]:
-    """Volume and slices in voxels of 2 mm."""
+def _halved(volume: np.ndarray, depth: int = _LARGE) -> np.ndarray:
+    """Volumes (..., X, Y, Z) in voxels of 2 mm, or slices in pixels of 2 mm: ``depth`` 1."""
+    tensor = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+    tensor = functional.avg_pool3d(tensor.reshape(-1, 1, *volume.shape[-3:]), (_LARGE, _LARGE, depth), ceil_mode=True)
+    return tensor.reshape(*volume.shape[:-3], *tensor.shape[-3:]).numpy()
 
-    def mean(array: np.ndarray, depth: int) -> np.ndarray:
-        tensor = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None]
-        return functional.avg_pool3d(tensor, (_LARGE, _LARGE, depth), ceil_mode=True)[0].numpy()
 
+def _on_halved(geometry: SliceGeometry) -> SliceGeometry:
+    """Where the slices lie among voxels of 2 mm."""
     first = (geometry.first_center - (_LARGE - 1) / 2) / _LARGE
-    lengths = {"thickness": geometry.thickness / _LARGE, "spacing": geometry.spacing / _LARGE, "first_center": first}
-    return mean(volume, _LARGE), mean(slices, 1), replace(geometry, **lengths)
+    return replace(
+        geometry, thickness=geometry.thickness / _LARGE, spacing=geometry.spacing / _LARGE, first_center=first
+    )
 
 
 def head_of(t1: np.ndarray) -> np.ndarray:
@@ -211,37 +222,51 @@ def t1_features(t1: np.ndarray, voxel: float = 1.0) -> np.ndarray:
     return np.stack([own, *around])
 
 
-def in_intensities_of(features: np.ndarray, seen: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """A T1w in the intensities of a T2w: the polynomial in its features that comes nearest to slices of the T2w.
+def t1_terms(features: np.ndarray) -> Iterator[np.ndarray]:
+    """The terms of a polynomial in :func:`t1_features`, one after the other, each (X, Y, Z) and 0 in air.
 
-    Args:
-        features: :func:`t1_features`, shape (3, X, Y, Z).
-        seen: what slices show of these, shape (3, N).
-        shown: what they show of the T2w, at the same places, shape (N,).
-
-    Returns:
-        float32, shape (X, Y, Z); air is 0.
+    The first is 1 in the head.
     """
-    told = np.flatnonzero((seen[0] > _DARK) & (seen[-1] > _MOSTLY))
-    told = told[:: len(told) // _PLACES + 1]
-    volume = np.zeros(features.shape[1:], np.float32)
-    if not len(told):
-        return volume
-    terms, shown = _polynomial(seen[:, told]), shown[told]
-    products = terms @ terms.T
-    products += 1e-6 * np.trace(products) / len(products) * np.eye(len(products))
-    weights = np.linalg.solve(products, terms @ shown).astype(np.float32)
-    head = features[0] > 0
-    volume[head] = np.clip(weights @ _polynomial(features[:, head]), *np.quantile(shown, (0.001, 0.999)))
-    return volume
-
-
-def _polynomial(features: np.ndarray) -> np.ndarray:
-    """All products of up to three of the features, shape (F, N), and 1: (terms, N)."""
-    terms = [np.ones(features.shape[1], features.dtype)]
+    head = (features[0] > 0).astype(np.float32)
+    yield head
     for degree in range(1, _DEGREE + 1):
-        terms += [reduce(np.multiply, group) for group in combinations_with_replacement(features - 0.5, degree)]
-    return np.stack(terms)
+        for group in combinations_with_replacement(features - 0.5, degree):
+            yield reduce(np.multiply, group, head)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How slices of a T2w come of a T1w: the polynomial in what it tells that comes nearest to them.
+
+    It is fitted as the slices see its terms (:func:`t1_terms`), since the seen polynomial of a T1w is not the
+    polynomial of the seen T1w: fluid that is thinner than a slice would be taken for something else.
+
+    Attributes:
+        weights: one for each term.
+        highest: intensity that the slices show, but for a thousandth.
+    """
+
+    weights: np.ndarray
+    highest: float
+
+    @classmethod
+    def of(cls, seen: np.ndarray, shown: np.ndarray) -> Contrast:
+        """Fit what slices see of the terms, shape (terms, N), to what they show of the T2w there, shape (N,)."""
+        told = seen[0] > _MOSTLY
+        if not told.any():
+            return cls(np.zeros(len(seen), np.float32), 0.0)
+        seen, shown = seen[:, told], shown[told]
+        products = seen @ seen.T
+        products += 1e-6 * np.trace(products) / len(products) * np.eye(len(products))
+        weights = np.linalg.solve(products, seen @ shown).astype(np.float32)
+        return cls(weights, float(np.quantile(shown, 0.999)))
+
+    def volume(self, terms: Iterable[np.ndarray]) -> np.ndarray:
+        """A T1w's terms as the T2w that the slices show, float32, shape (X, Y, Z); air is 0.
+
+        What is brighter or darker than they show anywhere is not.
+        """
+        return np.clip(sum(weight * term for weight, term in zip(self.weights, terms, strict=True)), 0, self.highest)
 
 
 class _Fit:
@@ -249,17 +274,22 @@ class _Fit:
 
     Args:
         volume, slices, geometry: see :func:`find_motion`, in voxels of ``size`` mm.
-        same_contrast: whether the volume has the slices' contrast; else it is a T1w and takes it over.
+        independent: share of the pixels of 1 mm that tell something of their own.
+        terms: :func:`t1_terms` of the volume where it is a T1w that takes over the slices' contrast, else none.
         size: of the voxels, mm. Poses and centre are those of voxels of 1 mm all the same.
     """
 
     def __init__(
-        self, volume: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, same_contrast: bool, size: int = 1
+        self,
+        volume: np.ndarray,
+        slices: np.ndarray,
+        geometry: SliceGeometry,
+        independent: float,
+        terms: np.ndarray | None = None,
+        size: int = 1,
     ) -> None:
         self._volume, self._slices, self._size = volume, slices, size
-        self._features = None if same_contrast else t1_features(volume, size)
-        self._smoothed = None, None  # the last in-plane smoothing asked for, and the features seen through it
-        self._independent = _INDEPENDENT_SAME if same_contrast else _INDEPENDENT_T1
+        self._independent, self._terms, self._smoothed = independent, terms, {}
         self._width = profile_width(geometry)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
         self.center = self._in_mm(np.array(ndimage.center_of_mass(head)))
@@ -318,13 +348,27 @@ class _Fit:
 
     def _seen(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> np.ndarray:
         """The volume in the slices' contrast, seen through their profile."""
-        volume, width = self._volume, (sigma / self._size, sigma / self._size, self._width)
-        if self._features is not None:
-            if self._smoothed[0] != sigma:
-                self._smoothed = sigma, smooth(self._features, width)
-            seen = self._sampled(self._smoothed[1], self._moved(poses))
-            volume = in_intensities_of(self._features, seen, shown)
-        return smooth(volume, width)
+        if self._terms is None:
+            return smooth(self._volume, self._widths(sigma))
+        return np.tensordot(self._contrast(poses, shown, sigma).weights, self._smoothed_terms(sigma), 1)
+
+    def contrast(self, motion: Motion, levels: Levels) -> Contrast:
+        """How the slices, in the places found, come of the T1w, smoothed as on the last level."""
+        sigma = levels[-1][0]
+        return self._contrast(motion.parameters[motion.groups], self._shown(sigma), sigma)
+
+    def _contrast(self, poses: np.ndarray, shown: np.ndarray, sigma: float) -> Contrast:
+        some = slice(None, None, len(shown) // PLACES + 1)
+        return Contrast.of(self._sampled(self._smoothed_terms(sigma), self._moved(poses)[some]), shown[some])
+
+    def _smoothed_terms(self, sigma: float) -> np.ndarray:
+        if sigma not in self._smoothed:
+            self._smoothed[sigma] = smooth(self._terms, self._widths(sigma))
+        return self._smoothed[sigma]
+
+    def _widths(self, sigma: float) -> tuple[float, float, float]:
+        """Standard deviations of what slices smoothed in-plane by ``sigma`` mm see, voxels."""
+        return sigma / self._size, sigma / self._size, self._width
 
     def _sampled(self, volumes: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Tri-linear values (C, N) of volumes (C, X, Y, Z) at points (N, 3) in mm; beyond the edge, the edge's."""
@@ -414,7 +458,8 @@ def _interleaving(poses: np.ndarray, indices: np.ndarray) -> int:
         return 1
 
     def path(every: int) -> float:
-        in_time = poses[np.argsort(_interleaved(every, indices.max() + 1)[indices])]
+        # Shifts alone: what a slice tells of its turns is much less sure.
+        in_time = poses[np.argsort(_interleaved(every, indices.max() + 1)[indices]), 3:]
         # The median: a path may have jumps.
         return float(np.median(np.linalg.norm(np.diff(in_time, axis=0), axis=1)))
 

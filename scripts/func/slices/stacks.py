@@ -71,25 +71,35 @@ class StackView:
     def __init__(self, stack: Stack, shape: tuple[int, int, int], affine: np.ndarray) -> None:
         self.shape, self._blur = tuple(shape), _ALIKE / voxel_sizes(affine)
         offsets, shares = _profile_samples(stack.thickness, stack.profile)
-        offsets = offsets / voxel_sizes(stack.affine)[2]
+        offsets, count = offsets / voxel_sizes(stack.affine)[2], stack.slices.shape[2]
         plane = np.indices(stack.slices.shape[:2]).reshape(2, -1).T
-        pixels, columns, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
-        for index in np.flatnonzero(stack.kept):
+
+        def places(index: int, offsets: np.ndarray) -> np.ndarray:
+            """Voxels of the grid that a slice's pixels sample, shape (pixels, offsets, 3)."""
             to_grid = np.linalg.inv(affine) @ np.linalg.inv(stack.poses[index]) @ stack.affine
             centers = plane @ to_grid[:3, :2].T + to_grid[:3, 2] * index + to_grid[:3, 3]
-            points = centers[:, None] + offsets[:, None] * to_grid[:3, 2]
-            inside = ((points >= 0) & (points < np.array(shape) - 1)).all(axis=(1, 2))
-            corners, parts = _corners(points[inside], self.shape)
-            pixels.append(np.flatnonzero(inside) * stack.slices.shape[2] + index)
-            columns.append(corners.ravel())
-            weights.append((parts * shares[:, None]).astype(np.float32).ravel())
-        self.pixels = np.concatenate(pixels)
+            return centers[:, None] + offsets[:, None] * to_grid[:3, 2]
+
+        inside = {}
+        for index in np.flatnonzero(stack.kept):
+            ends = places(index, offsets[[0, -1]])
+            inside[index] = np.flatnonzero(((ends >= 0) & (ends < np.array(shape) - 1)).all(axis=(1, 2)))
+        self.pixels = np.concatenate([np.zeros(0, int), *(pixels * count + at for at, pixels in inside.items())])
+        # Large: filled in place, since to join pieces would need twice the room.
+        columns = np.empty((len(self.pixels), len(offsets), 8), np.int32)
+        weights = np.empty(columns.shape, np.float32)
+        first = 0
+        for index, pixels in inside.items():
+            rows = slice(first, first + len(pixels))
+            columns[rows], parts = _corners(places(index, offsets)[pixels], self.shape)
+            np.multiply(parts, shares[:, None], out=weights[rows], casting="same_kind")
+            first = rows.stop
         starts = np.arange(len(self.pixels) + 1) * 8 * len(offsets)
         self._matrix = sparse.csr_matrix(
-            (np.concatenate(weights), np.concatenate(columns), starts), (len(self.pixels), int(np.prod(shape)))
+            (weights.ravel(), columns.ravel(), starts), (len(self.pixels), int(np.prod(shape)))
         )
         self.values = stack.slices.ravel()[self.pixels].astype(np.float32)
-        self.slice_of = self.pixels % stack.slices.shape[2]
+        self.slice_of = self.pixels % count
 
     def see(self, volume: np.ndarray) -> np.ndarray:
         """A x: the pixels, shape (N,), of a volume on the grid."""
