@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from func.networks.guidance import Slicing, head_share, likelier_profile, network_inputs, suggested_detail, t1_offset
+from func.networks.alignment import t1_offset
+from func.networks.guidance import Slicing, head_share, likelier_profile, network_inputs, suggested_detail
 from func.reports.quality import quality_of
 from func.reports.scores import brain_mask, score_brain
 from func.slices.geometry import SliceGeometry, acquire, upsample

@@ -219,8 +219,8 @@ class TestRawMode:
     @pytest.mark.parametrize("axis", [0, 2])
     def test_landmarks_stay_where_they_are(self, head, without_registration, left_handed, axis):
         """A native thick stack, oblique to the T1w, comes back in the T1w's frame with every landmark in place."""
-        t1 = head[0]
         points = nib.affines.apply_affine(AFFINE, [[20, 30, 30], [36, 30, 26], [28, 44, 20]])
+        t1 = nib.Nifti1Image(np.asarray(head[0].dataobj) + _stack_of_blobs(points, AFFINE, SHAPE, 2), AFFINE)
         sizes = np.ones(3)
         sizes[axis] = 4
         turn = np.diag([-1.0, 1, 1]) if left_handed else np.eye(3)

@@ -7,7 +7,6 @@ They are torch tensors, on any device, since training makes its samples on the G
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,23 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from func.scans.resampling import threads
 from func.slices.filters import smooth
 from func.slices.geometry import FWHM_PER_SIGMA, SliceGeometry, acquire, slice_matrix, upsampling_matrix
 
 CHANNELS = ("t1", "t2", "phase", "profile width", "spacing", "suggested detail", "t1 detail")
 
-LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is moved as a whole; nearer, its outline stays
-
 _NEIGHBOURHOOD = (2.5, 2.5, 0.9)  # Gaussian, voxels in-plane and slices
 _NOISE = 0.07  # of the T1w's range: contrast in the T1w below this suggests nothing
 _STEEPEST = 2.0
-_FAINTEST = 0.02  # of the T1w's range: what is fainter is air
+FAINTEST = 0.02  # of the T1w's range: what is fainter is air
 _LEAST_SHARE = 0.25  # of a slice's voxel that must be head for its intensity to be taken for the head's own
 _PROFILE_SLAB = 60  # voxels, across the head's middle, in which the slice profile is looked for
-_OFFSET_SLAB = 24  # voxels, likewise, for the T1w's offset
-_FARTHEST = 3  # voxels that the T1w is looked for
-_CLEARLY = 0.9  # of the misfit: a whole step is taken only where that is what it leaves
 _RIM_SIGMAS = (2.0, 2.0, 2.0)  # voxels
 _RIM_BRIGHTNESS = 0.7  # of the T1w's around it: a voxel at the rim that reaches this is wholly head
 
@@ -79,7 +72,7 @@ def network_inputs(t1, upsampled, slices=None, geometry: SliceGeometry | None = 
         float32, shape (7, X, Y, Z). The second is the T2w with the suggested detail already added.
     """
     if isinstance(upsampled, np.ndarray):
-        volumes = (None if volume is None else _tensor(volume) for volume in (t1, upsampled, slices))
+        volumes = (None if volume is None else as_tensor(volume) for volume in (t1, upsampled, slices))
         return network_inputs(*volumes, geometry).numpy()
     inputs = upsampled.new_zeros((len(CHANNELS), *upsampled.shape))
     inputs[1] = upsampled
@@ -98,7 +91,7 @@ def network_inputs(t1, upsampled, slices=None, geometry: SliceGeometry | None = 
     return inputs
 
 
-def _tensor(volume: Tensor | np.ndarray) -> Tensor:
+def as_tensor(volume: Tensor | np.ndarray) -> Tensor:
     return volume if isinstance(volume, Tensor) else torch.from_numpy(np.ascontiguousarray(volume, np.float32))
 
 
@@ -138,66 +131,33 @@ def likelier_profile(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geome
     Slices that average over their thickness have softer outlines and contrasts than single planes; the T1w tells how
     soft. In 4 infants x 3 directions x 4 thicknesses this was right for every box, Gaussian and point profile.
     """
-    slab = _middle(t1, _PROFILE_SLAB)
-    t1, slices = _tensor(t1[slab]), _tensor(slices[slab])
+    slab = middle(len(t1), _PROFILE_SLAB)
+    t1, slices = as_tensor(t1[slab]), as_tensor(slices[slab])
     share = head_share(t1)
-    return min(("box", "point"), key=lambda profile: _misfit(t1, share, slices, replace(geometry, profile=profile)))
+    return min(("box", "point"), key=lambda profile: misfit(t1, share, slices, replace(geometry, profile=profile)))
 
 
-def t1_offset(t1: Tensor | np.ndarray, slices: Tensor | np.ndarray, geometry: SliceGeometry) -> np.ndarray:
-    """How far the T1w would have to move to fit the T2w best, in voxels along each axis, shape (3,).
-
-    The place where the T1w, cut into slices alike, explains the T2w's slices best: the lowest of whole steps along each
-    axis, then of a parabola through its neighbours. In three infants, moved by up to 2 mm along an axis, it found the
-    movement to 0.15 mm.
-    """
-    slab = _middle(t1, _OFFSET_SLAB)
-    slices, planes = _tensor(slices[slab]), np.arange(len(t1))[slab]
-    reach = _FARTHEST + 1
-    t1 = _tensor(t1)[np.arange(planes[0] - reach, planes[-1] + reach + 1) % len(t1)]
-    seen, both = {}, torch.stack([t1, head_share(t1)])
-
-    def misfit(step: np.ndarray) -> float:
-        key = tuple(step.tolist())
-        if key not in seen:
-            moved = both[:, reach - key[0] : reach - key[0] + len(slices)].roll(key[1:], (2, 3))
-            seen[key] = _misfit(*moved, slices, geometry)
-        return seen[key]
-
-    best = np.zeros(3, int)
-    # These are always needed, and on their own too little work for several processors.
-    with ThreadPoolExecutor(threads()) as pool:
-        list(pool.map(misfit, np.concatenate([[best], np.eye(3, dtype=int), -np.eye(3, dtype=int)])))
-    for axis in range(3):
-        unit = np.eye(3, dtype=int)[axis]
-        nearer = min((best + unit, best - unit), key=misfit)
-        while misfit(nearer) < misfit(best) and np.abs(best).max() < _FARTHEST:
-            best, nearer = nearer, 2 * nearer - best
-    if misfit(best) > _CLEARLY * misfit(np.zeros(3, int)):
-        best = np.zeros(3, int)
-    offset = best.astype(float)
-    for axis in range(3):
-        unit = np.eye(3, dtype=int)[axis]
-        before, here, after = (misfit(best + sign * unit) for sign in (-1, 0, 1))
-        if before + after > 2 * here:
-            offset[axis] += np.clip((before - after) / (2 * (before + after - 2 * here)), -0.5, 0.5)
-    return offset
+def middle(length: int, wanted: int) -> slice:
+    """The middle of an axis, of about so many voxels."""
+    spare = max(length - wanted, 0) // 2
+    return slice(spare, length - spare)
 
 
-def _middle(volume: Tensor | np.ndarray, thickness: int) -> slice:
-    middle = volume.shape[0] // 2
-    return slice(max(middle - thickness // 2, 0), middle + thickness // 2)
+def misfit(t1: Tensor, share: Tensor, slices: Tensor, geometry: SliceGeometry, where: Tensor | None = None) -> float:
+    """What the T1w, cut into slices, leaves unexplained of the T2w's: the sum of squares.
 
-
-def _misfit(t1: Tensor, share: Tensor, slices: Tensor, geometry: SliceGeometry) -> float:
-    """What the T1w, cut into slices, leaves unexplained of the T2w's: the sum of squares where there is head.
-
-    ``share`` is how much of each of its voxels is head (:func:`head_share`).
+    Args:
+        t1: shape (X, Y, Z).
+        share: how much of each of its voxels is head (:func:`head_share`).
+        slices: shape (X, Y, count).
+        geometry: of the slices, along axis 2.
+        where: the slices' voxels that count, of their shape; by default all where there is head.
     """
     t1_slices, share = (acquire(volume, geometry) for volume in (t1, share))
     slope, intercept = _fit(t1_slices, share, slices)
     missed = slices - slope * t1_slices - intercept * share
-    return float(missed[(share > 0) | (slices > _FAINTEST)].square().sum(dtype=torch.float64))
+    where = (share > 0) | (slices > FAINTEST) if where is None else where
+    return float(missed[where].square().sum(dtype=torch.float64))
 
 
 def _fit(t1_slices: Tensor, share: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,8 +180,8 @@ def _fit(t1_slices: Tensor, share: Tensor, slices: Tensor) -> tuple[Tensor, Tens
 def head_share(t1: Tensor) -> Tensor:
     """How much of each voxel is head, not air: 0 to 1; at the head's rim as the T1w's brightness there tells."""
     # Zero is what brain extraction leaves; a voxel that is merely dark is no air by itself.
-    head = ~((t1 == 0) | _opened(t1 <= _FAINTEST))
-    deep = ~_with_cubes(~head)
+    head = ~((t1 == 0) | _opened(t1 <= FAINTEST))
+    deep = ~with_cubes(~head)
     weight = smooth(deep.to(t1.dtype), _RIM_SIGMAS)
     around = smooth(t1 * deep, _RIM_SIGMAS) / weight.clamp(min=1e-3)
     share = (t1 / (_RIM_BRIGHTNESS * around).clamp(min=1e-3)).clamp(0, 1)
@@ -246,7 +206,7 @@ def with_neighbours(mask: Tensor, beyond: bool) -> Tensor:
     return grown
 
 
-def _with_cubes(mask: Tensor) -> Tensor:
+def with_cubes(mask: Tensor) -> Tensor:
     """The mask and the 3 x 3 x 3 voxels around each of its voxels."""
     for axis in (-3, -2, -1):
         inner, grown = mask.movedim(axis, 0), mask.clone()

@@ -11,7 +11,8 @@ from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from scipy import ndimage
 
 from func.errors import BabyAIError, warn
-from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset, with_neighbours
+from func.networks.alignment import LARGEST_T1_OFFSET, t1_offset
+from func.networks.guidance import with_neighbours
 from func.reconstruction.consistency import HEAD, noise_of, rms
 from func.reconstruction.working import WorkingCase, silence
 from func.scans.case import Case, warn_of_voxels
@@ -198,7 +199,7 @@ class AcquiredCase(WorkingCase):
         scaled = (zero_based_scale(scan).apply(scan) for scan in (self.t1, self.slices))
         offset = t1_offset(*scaled, self.geometry)
         if np.linalg.norm(offset) <= LARGEST_T1_OFFSET:
-            self.t1_offset = float(np.linalg.norm(offset))
+            self.t1_offset = offset
         else:
             correction = from_matvec(np.eye(3), self.affine[:3, :3] @ offset)
             registration = replace(registration, matrix=correction @ registration.matrix)

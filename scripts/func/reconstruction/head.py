@@ -8,18 +8,14 @@ import numpy as np
 from scipy import ndimage
 
 from func.errors import warn
-from func.networks.guidance import LARGEST_T1_OFFSET, t1_offset
+from func.networks.alignment import laid_upon_t2, t1_offset
 from func.reconstruction.consistency import bad_slices
-from func.reconstruction.working import WorkingCase, silence
+from func.reconstruction.working import WorkingCase
 from func.scans.head import box_around
 from func.scans.intensity import Scale, zero_based_scale
 from func.slices.geometry import SliceGeometry, upsample
 
 MARGIN = 6  # voxels of air kept around the head
-# Voxels: less is not told from none. In two newborns whose scans lie 0.3 and 0.5 apart, moving the inside of the T1w
-# gained 0.1 to 0.4 dB at 2 mm and 0.5 to 1.0 dB at 4 mm in the inner brain.
-_LEAST_T1_OFFSET = 0.25
-_OUTLINE = 2  # voxels at the T1w's edge that then stay
 _FAR = 10  # voxels from the T2w's head: there the T1w should show air
 _NOISY = 0.1  # of the T1w's range, its mean there
 _ALIKE = 0.5  # correlation of neighbouring voxels there: less is noise, more is skin and skull
@@ -79,16 +75,11 @@ class Head:
                 f"Slices {numbers} (counted from 0) of {working.name} are far darker or brighter than their "
                 "neighbours, and were left out."
             )
-        distance = working.t1_offset and round(working.t1_offset, 2)
-        if t1 is not None and distance is None:
-            shift = t1_offset(t1, slices, working.geometry)
-            distance = round(float(np.linalg.norm(shift)), 2)
-            if distance > LARGEST_T1_OFFSET:
-                t1 = silence(_shifted(t1, shift))
-            elif distance > _LEAST_T1_OFFSET:
-                # Scans extracted with one mask share its outline, however they lie within it.
-                inside = ndimage.binary_erosion(t1 > 0, iterations=_OUTLINE)
-                t1 = np.where(inside, _shifted(t1, shift), t1)
+        distance = None
+        if t1 is not None:
+            offset = t1_offset(t1, slices, working.geometry) if working.t1_offset is None else working.t1_offset
+            t1 = laid_upon_t2(t1, slices, working.geometry, offset)
+            distance = round(float(np.linalg.norm(offset)), 2)
         coverage = None if working.coverage is None else working.coverage[box]
         return cls(t1, t2, slices, working.geometry, box, scale, distance, tuple(left_out), coverage)
 
@@ -117,13 +108,6 @@ class Head:
         result = np.zeros(shape, np.float32)
         result[self.box] = values * (self.scale.high - self.scale.low)
         return result
-
-
-def _shifted(volume: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """A volume moved by so many voxels along each axis, by cubic splines; its outermost voxels are kept."""
-    for axis, (step, length) in enumerate(zip(shift, volume.shape, strict=True)):
-        volume = upsample(volume, SliceGeometry(axis, 1.0, 1.0, float(step), length, "point"), length)
-    return volume
 
 
 def _bridged(slices: np.ndarray, left_out: list[int]) -> np.ndarray:

@@ -26,7 +26,8 @@ class WorkingCase(ABC):
         slices: the measured slices, shape (X, Y, geometry.count); None where they are not known.
         geometry: of the slices, along axis 2; None where it is not known.
         affine: voxel of the working grid -> world mm of the T2w scan.
-        t1_offset: how many voxels the T1w lies off the T2w, where that has been measured and is too little to mend.
+        t1_offset: how far the T1w would have to move to fit the T2w best, in voxels along each axis, shape (3,); None
+            where that has not been measured.
         coverage: how much of each voxel the T1w's field of view covers, shape (X, Y, Z), 0 to 1, falling off inside its
             border; None where it covers everything.
         report: what was found on the way here, as plain values for the JSON sidecar.
@@ -39,7 +40,7 @@ class WorkingCase(ABC):
     geometry: SliceGeometry | None
     affine: np.ndarray
     report: dict
-    t1_offset: float | None = None
+    t1_offset: np.ndarray | None = None
     coverage: np.ndarray | None = None
 
     @abstractmethod

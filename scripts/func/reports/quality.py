@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from func.networks.guidance import LARGEST_T1_OFFSET
+from func.networks.alignment import LARGEST_T1_OFFSET
 from func.reconstruction.consistency import noise_of
 from func.scans.intensity import zero_based_scale
 from func.scans.nifti import array_of
