@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from func.dataset import (
@@ -82,6 +83,19 @@ def test_a_scan_is_cropped_to_the_head_and_scaled(tmp_path, scans):
     ras = nib.as_closest_canonical(nib.Nifti1Image(scans[1], turned)).get_fdata()
     crop = tuple(slice(a, a + n) for a, n in zip(subject.start, subject.t2.shape, strict=True))
     np.testing.assert_allclose(subject.t2, ras[crop] / np.percentile(ras[ras > 0], 99), rtol=1e-5)
+
+
+def test_a_t1w_that_lies_off_is_laid_upon_the_t2w(tmp_path, head):
+    t1, t2 = (np.asarray(scan.dataobj, np.float32) for scan in (head.t1, head.t2))
+    off = np.maximum(ndimage.shift(t1, (0, 0.6, 0), order=3), 0) * (t1 > 0)
+    for suffix, array in (("T1w", off), ("T2w", t2)):
+        save(tmp_path, f"sub-1_{suffix}", array)
+    for published in (False, True):
+        (subject,), _ = read_subjects(find_subjects(tmp_path)[0]["1"], published)
+        part = tuple(slice(a, a + n) for a, n in zip(subject.start, subject.t2.shape, strict=True))
+        inside = ndimage.binary_erosion(t2[part] > 0, iterations=4)
+        true, given = (np.corrcoef(subject.t1[inside], scan[part][inside])[0, 1] for scan in (t1, off))
+        assert (true > given) != published
 
 
 def samples_of(subject, seed=0, **changes):

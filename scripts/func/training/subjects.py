@@ -13,6 +13,7 @@ import torch
 from scipy import ndimage
 
 from func.errors import BabyAIError
+from func.networks.alignment import laid_upon_t2, t1_offset
 from func.phantom import infant_brain
 from func.reports.scores import INNER_DEPTH, brain_mask
 from func.scans.bids import Pair, entities_of, find_pairs, slicing_of
@@ -112,14 +113,14 @@ def _read_group(group: list[Pair], published: bool) -> tuple[Subject | None, lis
         t1, t2 = (np.asarray(to_ras(image).dataobj) for image in images)
         box = _head_box(t1, t2, *((0, 12) if published else (FAINTEST, MARGIN)))
         t2_scale = zero_based_scale(t2)
-        subject = Subject(
-            pair.subject,
-            np.ascontiguousarray(zero_based_scale(t1).apply(t1[box]), np.float32),
-            np.ascontiguousarray(t2_scale.apply(t2[box]), np.float32),
-            tuple(part.start for part in box),
-            t2.shape,
-            inner=None if published else _inner(t2[box]),
-        )
+        t1 = np.ascontiguousarray(zero_based_scale(t1).apply(t1[box]), np.float32)
+        start, shape, inner = tuple(part.start for part in box), t2.shape, None if published else _inner(t2[box])
+        t2 = np.ascontiguousarray(t2_scale.apply(t2[box]), np.float32)
+        if not published:
+            # Else the network learns to trust the T1w less than it may, since reconstruction lays it upon the T2w.
+            planes = SliceGeometry.fitting(2, t2.shape[2], thickness=1.0)
+            t1 = laid_upon_t2(t1, t2, planes, t1_offset(t1, t2, planes))
+        subject = Subject(pair.subject, t1, t2, start, shape, inner=inner)
     except BabyAIError as error:
         return None, [error]
     scans = []
