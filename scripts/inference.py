@@ -176,6 +176,8 @@ def reconstruct_pairs(
             try:
                 case, *others = reading.result()
                 stopwatch.lap("Reading")
+                if weights.recipe == "babyai":
+                    check_grids(case, atlas=True)
                 with report_out_of_memory(pair.name):
                     if others:
                         result = reconstructor.reconstruct_together([case, *others], raw)

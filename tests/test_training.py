@@ -148,7 +148,7 @@ def test_it_learns(train):
 
 def test_the_published_recipe(train, tmp_path, shapes_data):
     code, printed, _ = train("published", "--steps", "3", "--validate-every", "3", recipe="babyai")
-    assert code == 0
+    assert code == 0, printed
     (row,) = rows_in(tmp_path).values()
     assert float(row["learning_rate"]) == 1e-4 and float(row["epochs"]) == 100 and row["clip"] == "inf"
     weights = load_weights(tmp_path / row["weights"])

@@ -124,7 +124,7 @@ def reconstruct(
         BabyAIError: the scans do not go together, or not with the weights; the sentence says what to do.
     """
     if space is None:
-        check_grids(cases[0])
+        check_grids(cases[0], atlas=weights.recipe == "babyai")
     reconstructor = Reconstructor(weights, uncertainty=uncertainty, progress=progress, runs=runs)
     if len(cases) > 1:
         result = reconstructor.reconstruct_together(cases, RawSettings(space or "1mm"))

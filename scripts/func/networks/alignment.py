@@ -89,37 +89,53 @@ def t1_offset(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry) -> np
 def laid_upon_t2(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, offset: np.ndarray) -> np.ndarray:
     """The T1w moved onto the T2w by the offset that :func:`t1_offset` found, by cubic splines.
 
-    Its outline moves too only where that fits the T2w clearly better: scans that were extracted with one mask share it,
-    however they lie within.
+    Along each axis its outline moves too only where that fits the T2w clearly better: scans that were extracted with
+    one mask share it, however they lie within.
     """
     if not offset.any():
         return t1
-    moved = t1
-    for axis, (step, length) in enumerate(zip(offset, t1.shape, strict=True)):
-        moved = upsample(moved, SliceGeometry(axis, 1.0, 1.0, float(step), length, "point"), length)
-    # Planes along which the offset's largest part shows.
-    across = 1 if np.abs(offset).argmax() == 0 else 0
-    slab = (slice(None),) * across + (middle(t1.shape[across], _SLAB),)
-    rim = ~_deep_slices(t1[slab], geometry)
+    moved, head = _moved(t1, offset), (t1 > 0).astype(np.float32)
 
-    def misfit_of(candidate: np.ndarray) -> float:
-        candidate = as_tensor(candidate[slab])
-        return misfit(candidate, head_share(candidate), as_tensor(slices[slab]), geometry, rim)
+    def outlined(by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The head's mask and the T1w, both moved by another offset."""
+        return _moved(head, by) > 0.5, _moved(t1, by)
 
-    within = np.where(t1 > 0, np.where(moved > FAINTEST, moved, t1), 0)
-    if misfit_of(moved) < _CLEARLY * misfit_of(within):
-        return moved
-    return np.where(_deep(as_tensor(t1), _OUTLINE), moved, t1)
+    outline_offset = np.zeros(3)
+    for axis in np.flatnonzero(offset):
+        # Planes along which that axis shows.
+        across = 1 if axis == 0 else 0
+        slab = (slice(None),) * across + (middle(t1.shape[across], _SLAB),)
+        rim = ~_deep_slices(t1[slab], geometry)
+
+        def misfit_of(by: np.ndarray, slab: tuple[slice, ...] = slab, rim: Tensor = rim) -> float:
+            mask, rest = outlined(by)
+            candidate = as_tensor(np.where(mask, np.where(moved > FAINTEST, moved, rest), 0)[slab])
+            return misfit(candidate, head_share(candidate), as_tensor(slices[slab]), geometry, rim)
+
+        further = outline_offset.copy()
+        further[axis] = offset[axis]
+        if misfit_of(further) < _CLEARLY * misfit_of(outline_offset):
+            outline_offset = further
+    mask, rest = outlined(outline_offset)
+    return np.where(_inside(torch.from_numpy(mask), _OUTLINE).numpy(), moved, rest)
+
+
+def _moved(volume: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """A volume moved by so many voxels along each axis, by cubic splines."""
+    for axis in np.flatnonzero(offset):
+        length = volume.shape[axis]
+        volume = upsample(volume, SliceGeometry(int(axis), 1.0, 1.0, float(offset[axis]), length, "point"), length)
+    return volume
 
 
 def _deep_slices(t1: np.ndarray | Tensor, geometry: SliceGeometry) -> Tensor:
     """Which voxels of the slices lie wholly inside the head, below its outline: shape (X, Y, count)."""
-    return acquire(_deep(as_tensor(t1), _DEEP).float(), geometry) > _WHOLLY
+    return acquire(_inside(as_tensor(t1) > FAINTEST, _DEEP).float(), geometry) > _WHOLLY
 
 
-def _deep(t1: Tensor, depth: int) -> Tensor:
-    """Which voxels have nothing but head around them, so many voxels far."""
-    outside = t1 <= FAINTEST
+def _inside(mask: Tensor, depth: int) -> Tensor:
+    """Which voxels of a mask have nothing but the mask around them, so many voxels far."""
+    outside = ~mask
     for _ in range(depth):
         outside = with_cubes(outside)
     return ~outside

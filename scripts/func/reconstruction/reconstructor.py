@@ -29,7 +29,7 @@ from func.reconstruction.head import MARGIN, Head
 from func.reconstruction.on_grid import case_on_grid
 from func.reconstruction.together import PlacedStack, Together, motion_told
 from func.reconstruction.uncertainty import half_width
-from func.scans.case import Case, check_grids
+from func.scans.case import Case
 from func.scans.head import box_around
 from func.scans.intensity import published_normalise, scale_of
 from func.scans.nifti import array_of, from_ras, image_of, name_of, to_ras
@@ -286,7 +286,6 @@ class Reconstructor:
             )
         if case.t1 is None:
             raise BabyAIError("The published weights need a T1w; use --weights bundled.")
-        check_grids(case, atlas=True)
         stopwatch = Stopwatch()
         arrays = [array_of(to_ras(image)) for image in (case.t1, case.t2)]
         scale = scale_of(arrays[1])

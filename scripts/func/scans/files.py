@@ -22,6 +22,8 @@ _WRITE_FAULTS = {
     errno.ENOENT: "its folder was removed meanwhile; run again.",
 }
 
+_NAME = 150  # characters of a name that its temporary one keeps; a file system takes 255
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -37,7 +39,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     own = f".part-{socket.gethostname()}-"
     # Named before it is there: a stop at any moment then finds what to remove.
-    temporary = path.parent / f"{own}{os.getpid()}-{secrets.token_hex(4)}{''.join(path.suffixes)}"
+    temporary = path.parent / f"{own}{os.getpid()}-{secrets.token_hex(4)}-{path.name[-_NAME:]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{own}*"):
