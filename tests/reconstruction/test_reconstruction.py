@@ -15,7 +15,6 @@ from func.reconstruction import reconstructor as reconstructor_module
 from func.reconstruction.acquired import RawSettings, t1_frame
 from func.reconstruction.consistency import damping_for, noise_of
 from func.reconstruction.reconstructor import Reconstructor
-from func.scans.case import Case
 from func.scans.registration import Registration
 from func.slices.geometry import SliceGeometry, acquire, upsample
 from networks_for_tests import Unchanged, reconstruct, weights_of
@@ -321,8 +320,3 @@ def test_what_the_network_makes_of_a_mirror_is_mirrored_back():
     assert len(estimates) == 4
     for estimate in estimates:
         np.testing.assert_allclose(estimate, volumes[1], atol=1e-6)
-
-
-def test_the_published_weights_take_the_atlas_grid_only(head):
-    with pytest.raises(BabyAIError, match="atlas grid"):
-        Reconstructor(Weights("babyai", Unchanged(), "0" * 64), "cpu").reconstruct(Case.of(*head))
