@@ -107,24 +107,24 @@ def positive(text: str) -> float:
 
 def not_negative(text: str) -> float:
     """A length in mm, from the command line."""
-    try:
-        length = float(text)
-    except ValueError:
-        length = math.nan
-    if not 0 <= length < math.inf:
+    if not 0 <= (length := _number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a length in mm")
     return length
 
 
 def similarity(text: str) -> float:
     """The least similarity of two scans, from the command line."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
+    if not 0 <= (share := _number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
     return share
+
+
+def _number(text: str) -> float:
+    """The number that a text is; NaN, which no bounds hold, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 class Terminated(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -46,6 +47,18 @@ def test_leftovers_of_killed_processes_go_when_the_file_is_written_again(tmp_pat
         save_json(tmp_path / "a[1].json", {})
         assert other.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a[1].json"]
+
+
+def test_what_cannot_be_removed_hinders_nothing(tmp_path):
+    (tmp_path / f".part-{socket.gethostname()}-0999999999-folder").mkdir()
+    save_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").exists()
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    name = "é" * 120 + ".json"
+    save_json(tmp_path / name, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and fork are POSIX")

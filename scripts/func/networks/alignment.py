@@ -13,7 +13,7 @@ from func.networks.guidance import FAINTEST, as_tensor, head_share, middle, misf
 from func.scans.resampling import threads
 from func.slices.geometry import SliceGeometry, acquire, upsample
 
-LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is told
+LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is told, and of raw scans its registration corrected
 
 # Voxels by which an offset is found wrong where the misfit doubles within a voxel; where it is flatter, more. In an
 # infant whose scans fit 0.25 were found where it rose by an eighth.
@@ -100,21 +100,20 @@ def laid_upon_t2(t1: np.ndarray, slices: np.ndarray, geometry: SliceGeometry, of
         """The head's mask and the T1w, both moved by another offset."""
         return _moved(head, by) > 0.5, _moved(t1, by)
 
-    outline_offset = np.zeros(3)
-    for axis in np.flatnonzero(offset):
-        # Planes along which that axis shows.
+    def rim_misfit(by: np.ndarray, axis: int) -> float:
+        """Of the moved T1w within its outline, moved by another offset, in planes along which ``axis`` shows."""
         across = 1 if axis == 0 else 0
         slab = (slice(None),) * across + (middle(t1.shape[across], _SLAB),)
+        mask, rest = outlined(by)
+        candidate = as_tensor(np.where(mask, np.where(moved > FAINTEST, moved, rest), 0)[slab])
         rim = ~_deep_slices(t1[slab], geometry)
+        return misfit(candidate, head_share(candidate), as_tensor(slices[slab]), geometry, rim)
 
-        def misfit_of(by: np.ndarray, slab: tuple[slice, ...] = slab, rim: Tensor = rim) -> float:
-            mask, rest = outlined(by)
-            candidate = as_tensor(np.where(mask, np.where(moved > FAINTEST, moved, rest), 0)[slab])
-            return misfit(candidate, head_share(candidate), as_tensor(slices[slab]), geometry, rim)
-
+    outline_offset = np.zeros(3)
+    for axis in np.flatnonzero(offset):
         further = outline_offset.copy()
         further[axis] = offset[axis]
-        if misfit_of(further) < _CLEARLY * misfit_of(outline_offset):
+        if rim_misfit(further, axis) < _CLEARLY * rim_misfit(outline_offset, axis):
             outline_offset = further
     mask, rest = outlined(outline_offset)
     return np.where(_inside(torch.from_numpy(mask), _OUTLINE).numpy(), moved, rest)

@@ -22,7 +22,7 @@ _WRITE_FAULTS = {
     errno.ENOENT: "its folder was removed meanwhile; run again.",
 }
 
-_NAME = 150  # characters of a name that its temporary one keeps; a file system takes 255
+_NAME = 50  # characters of a name that its temporary one keeps; a file system takes 255 bytes
 
 
 @contextlib.contextmanager
@@ -44,7 +44,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f"{own}*"):
             if not _is_running(leftover.name.removeprefix(own).partition("-")[0]):
-                leftover.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another user's, or a folder: it stays
+                    leftover.unlink()
         try:
             yield temporary
             with open(temporary, "rb+") as file:
