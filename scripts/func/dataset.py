@@ -197,7 +197,7 @@ class ThickSliceSamples(Dataset):
 
         Where the slices are from a file, ``t2_too`` is false, and only what the slices can be scaled by is changed.
         """
-        lesions = np.zeros((_MOST_LESIONS, 8))
+        lesions = np.zeros((_MOST_LESIONS, 9))
         if t2_too and rng.random() < self.LESIONS:
             places = self._places(head, turn, corner, rng.integers(1, _MOST_LESIONS + 1), rng)
             lesions[: len(places)] = random_lesions(places - corner + margins, rng)

@@ -156,8 +156,8 @@ def test_lesions_are_few_small_and_shown_by_one_scan_or_both(rng):
 
 def test_lesions_lie_where_they_were_drawn():
     """Each case of a batch has its own; one of radius 0 is none."""
-    lesions = torch.zeros(2, 2, 8)
-    lesions[1, 0] = torch.tensor([10, 30, 22, 4, 2, 3, float("nan"), 0.9])
+    lesions = torch.zeros(2, 2, 9)
+    lesions[1, 0] = torch.tensor([10, 30, 22, 4, 2, 3, float("nan"), 0.9, 0])
     scans = torch.full((2, *SHAPE), 0.5)
     t1, t2, covered = augmentation.with_lesions(scans, scans, lesions)
     assert torch.equal(t1, scans) and torch.equal(t2[0], scans[0]) and not covered[0].any()
@@ -165,6 +165,19 @@ def test_lesions_lie_where_they_were_drawn():
     assert places.mean(0).tolist() == pytest.approx([10, 30, 22], abs=0.01)
     assert (places.max(0).values - places.min(0).values).tolist() == [6, 2, 4]
     assert t2[1, 10, 30, 22] == pytest.approx(0.9)
+
+
+def test_tissue_shows_through_half_of_the_lesions(rng):
+    places = np.tile([20, 24, 20], (200, 1))
+    lesions = torch.from_numpy(augmentation.random_lesions(places, rng))
+    added = lesions[:, 8] == 1
+    assert 70 < added.sum() < 130
+    scan = torch.rand((1, *SHAPE)) * 0.1 + 0.5
+    for lesion in lesions[lesions[:, 7].isfinite()]:
+        _, shown, covered = augmentation.with_lesions(scan, scan, lesion[None, None])
+        inside = covered == 1
+        texture = scan[inside] if lesion[8] else torch.zeros_like(scan[inside])
+        assert torch.allclose(shown[inside], texture + lesion[7].float(), atol=1e-6)
 
 
 def test_noise_is_as_strong_as_asked_for_and_spares_the_air(scan):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from func.slices.geometry import SliceGeometry, acquire, along, on_device, slice
 _SPLINE_REACH = 12  # voxels beyond a border, as SciPy takes it
 CURVE_POINTS = 25
 _BRIGHTEST = 1.2  # of a scan, but for a few voxels
+_FAINTEST_LESION = 0.05
 
 
 def random_curve(rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -179,12 +179,12 @@ def spline_transform(
     _, width, depth = coefficients.shape
     flat = coefficients.flatten()
     result = torch.zeros(tuple(shape), dtype=scan.dtype, device=scan.device)
-    for i, j in product(range(4), repeat=2):
-        row = (indices[i, 0] * width + indices[j, 1]) * depth
-        line = torch.zeros_like(result)
-        for k in range(4):
-            line.addcmul_(weights[k, 2], flat[row + indices[k, 2]])
-        result.addcmul_(weights[i, 0] * weights[j, 1], line)
+    # A GPU takes the sixteen knots of a plane at once: it would wait for so many small operations.
+    for plane, weight in zip(indices[:, 0], weights[:, 0], strict=True):
+        rows = (plane * width + indices[:, 1]) * depth
+        knots = flat[rows[:, None] + indices[:, 2]]
+        lines = (knots * weights[:, 2]).sum(1)
+        result += weight * (lines * weights[:, 1]).sum(0)
     return result if edge else result.masked_fill(outside, 0)
 
 
@@ -210,29 +210,37 @@ def _spline_filter(length: int) -> np.ndarray:
 def random_lesions(places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Lesions of 3 to 10 voxels, mostly bright in the T2w, that one scan shows or both.
 
+    Half of them hide what was there, as a cyst does; through the others it still shows, as through an oedema.
+
     Args:
         places: their centres, in voxels, shape (count, 3).
 
     Returns:
-        Shape (count, 8): centre, radii, and the intensities in T1w and T2w, NaN where the scan does not show it.
+        Shape (count, 9): centre, radii, the intensities in T1w and T2w, NaN where the scan does not show it, and 1
+        where these are added to what is there, 0 where they replace it.
     """
-    lesions = np.full((len(places), 8), np.nan)
+    lesions = np.full((len(places), 9), np.nan)
     for lesion, center in zip(lesions, places, strict=True):
         lesion[:3] = center
         lesion[3:6] = rng.uniform(3, 10) / 2 * np.exp(rng.uniform(-0.25, 0.25, 3))
         shown = rng.choice(3, p=(0.45, 0.25, 0.3))  # in the T2w alone, in the T1w alone, in both
+        lesion[8] = added = rng.random() < 0.5
         if shown != 0:
-            lesion[6] = rng.uniform(0.1, 1.1)
+            lesion[6] = rng.uniform(0.1, 0.4) * rng.choice((-1, 1)) if added else rng.uniform(0.1, 1.1)
         if shown != 1:
-            lesion[7] = rng.uniform(0.6, 1.2) if rng.random() < 0.8 else rng.uniform(0.05, 0.3)
+            bright = rng.random() < 0.8
+            if added:
+                lesion[7] = rng.uniform(0.15, 0.6) if bright else -rng.uniform(0.1, 0.4)
+            else:
+                lesion[7] = rng.uniform(0.6, 1.2) if bright else rng.uniform(0.05, 0.3)
     return lesions
 
 
 def with_lesions(t1: Tensor, t2: Tensor, lesions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scans, shape (B, X, Y, Z), with ellipsoids painted into them, whose edge is one voxel wide.
+    """Scans, shape (B, X, Y, Z), with ellipsoids in them, whose edge is one voxel wide.
 
     Args:
-        lesions: shape (B, count, 8), as :func:`random_lesions` draws them; a radius of 0 makes none.
+        lesions: shape (B, count, 9), as :func:`random_lesions` draws them; a radius of 0 makes none.
 
     Returns:
         The T1w, the T2w, and the share of each voxel that is lesion in either.
@@ -247,11 +255,16 @@ def with_lesions(t1: Tensor, t2: Tensor, lesions: Tensor) -> tuple[Tensor, Tenso
         smallest = each(lesion[:, 3:6].amin(1))
         share = (0.5 - (distance.sqrt() - 1) * smallest).clamp(0, 1) * (smallest > 0)
         t1, t2 = (
-            torch.lerp(scan, each(value.nan_to_num()), share * each(value.isfinite()))
+            torch.lerp(scan, _in_lesion(scan, value, lesion[:, 8]), share * each(value.isfinite()))
             for scan, value in ((t1, lesion[:, 6]), (t2, lesion[:, 7]))
         )
         covered = torch.maximum(covered, share)
     return t1, t2, covered
+
+
+def _in_lesion(scan: Tensor, value: Tensor, added: Tensor) -> Tensor:
+    """What scans show where they are all lesion; never air."""
+    return (each(added) * scan + each(value.nan_to_num())).clamp(min=_FAINTEST_LESION)
 
 
 def noisy(scan: Tensor, deviation: float, seed: int) -> Tensor:

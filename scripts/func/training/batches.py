@@ -24,7 +24,7 @@ from func.training.signals import ignore_signals
 # A forked worker shares the scans with its parent. macOS's own libraries do not survive a fork.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 # A GPU makes the samples of several small steps at once: most of its time goes to starting operations, not to samples.
-SAMPLES_AT_ONCE = 64
+SAMPLES_AT_ONCE = 128
 MADE_AHEAD = 2  # so many samples, so often, before they are needed
 
 
