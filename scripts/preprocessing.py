@@ -153,11 +153,7 @@ def find_atlas(arguments: argparse.Namespace) -> Path:
         BabyAIError: it cannot be had, or is no volume on the atlas grid.
     """
     path = arguments.atlas or fetch(ATLAS_FILE)
-    atlas = read_volume(path)
-    try:
-        check_atlas_grid(atlas)
-    except BabyAIError as error:
-        raise BabyAIError(f"{str(error).rpartition(';')[0]}; give another --atlas, or none.") from None
+    check_atlas_grid(read_volume(path), mend="give another --atlas, or none")
     return path
 
 
@@ -271,10 +267,7 @@ def prepare_t1(
         Shape (4, 4), world mm (RAS+) of the atlas -> world mm of the T1w.
     """
     if target.exists() and not arguments.overwrite:
-        try:
-            return load_itk_transform(transform_path(target, "atlas"))
-        except BabyAIError as error:
-            raise BabyAIError(f"{str(error).rpartition(';')[0]}; give --overwrite to make it anew.") from None
+        return load_itk_transform(transform_path(target, "atlas"), mend="give --overwrite to make it anew")
     # The heads of infant and atlas differ in size; only place and direction are taken over.
     registration = register_rigid(atlas, t1, scaled=True)
     array = resample(t1, atlas.shape, atlas.affine, registration.matrix)

@@ -237,7 +237,8 @@ def synthesise(t2: Path, wanted: list[Slices], arguments: argparse.Namespace) ->
         return 0, failures
 
     image = read_volume(t2)
-    check_isotropic(image, spacing=float(np.median(nib.affines.voxel_sizes(image.affine))))
+    spacing = float(np.median(nib.affines.voxel_sizes(image.affine)))
+    check_isotropic(image, spacing, mend="give an isotropic scan")
     made = 0
     for slices in missing:
         try:

@@ -1,5 +1,6 @@
 """Jobs run beside each other: failures told, stops clean."""
 
+import errno
 import os
 import signal
 
@@ -92,6 +93,10 @@ def refused(tally: Tally) -> None:
     raise BabyAIError("No such folder; check it.")
 
 
+def locked(tally: Tally) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/locked/a")
+
+
 def half_failed(tally: Tally) -> None:
     tally.done, tally.kept, tally.failed = 2, 1, 1
 
@@ -102,6 +107,7 @@ def half_failed(tally: Tally) -> None:
         (lambda tally: None, 0, "Summary: 0 made, 0 failed."),
         (half_failed, 1, "Summary: 2 made, 1 already there, 1 failed."),
         (refused, 2, "x.py: No such folder; check it."),
+        (locked, 2, "x.py: /locked/a cannot be reached (Permission denied); check the path and its permissions."),
         (stopped(signal.SIGINT), 130, "Stopped by Ctrl-C: 3 made, 0 failed; run again to do the rest."),
         (stopped(signal.SIGTERM), 143, "Stopped by SIGTERM: 3 made, 0 failed; run again to do the rest."),
     ],

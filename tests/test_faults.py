@@ -152,6 +152,37 @@ def test_output_folder_removed_in_mid_run(data, tmp_path, assert_second_run_comp
     assert_second_run_completes(data, output, before)
 
 
+@pytest.fixture
+def without_privileges():
+    """The start of a command whose process may do no more than the permissions of files say, though root runs it."""
+    if os.geteuid():
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may read everything, and there is no setpriv")
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"]
+
+
+def test_what_may_not_be_read_costs_no_other_its_result(data, tmp_path, without_privileges):
+    for number in (2, 3):
+        write_subject(data / f"sub-0{number}", f"0{number}", seed=number)
+        for path in data.glob(f"sub-0{number}_*"):
+            path.unlink()
+    (data / "sub-02").chmod(0o444)  # may be listed, but not entered
+    (data / "sub-03" / "sub-03_T2w.nii.gz").chmod(0)
+    try:
+        done = subprocess.run([*without_privileges, *command(data, tmp_path / "out")], capture_output=True, text=True)
+        locked = [*without_privileges, *command(data, data / "sub-02" / "out")]
+        refused = subprocess.run(locked, capture_output=True, text=True)
+    finally:
+        (data / "sub-02").chmod(0o755)
+    assert done.returncode == 1 and "2 reconstructed, 2 failed" in done.stdout
+    assert [line for line in done.stderr.splitlines() if "sub-0" in line] == [
+        f"FAILED sub-02_T2w: {data}/sub-02/sub-02_T1w.nii.gz cannot be read (Permission denied); check the file.",
+        f"FAILED {data}/sub-03/sub-03_T2w.nii.gz cannot be read (Permission denied); check the file.",
+    ]
+    assert refused.returncode == 2 and "out cannot be reached (Permission denied)" in refused.stderr
+
+
 def test_output_folder_that_is_a_file(data, tmp_path, in_process, capsys):
     (tmp_path / "out").touch()
     assert in_process(data, tmp_path / "out") == 2

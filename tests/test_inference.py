@@ -225,6 +225,8 @@ def test_slurm_does_not_decide_what_is_done(data, infer, monkeypatch, task):
         (["--t2", "a.nii", "b.nii", "--residual-map", "r.nii", "--output", "c.nii"], "one file for each --t2"),
         (["--t2", "a.nii", "b.nii", "--output", "b.nii.gz"], "overwrite an input"),
         (["--stacks", "together"], "raw scans"),
+        (["--output-dir", "~nobody-of-that-name/results"], "names a user who has no home folder here"),
+        (["--t2", "a.nii", "--output", f"{'a' * 300}.nii"], "aaa.nii cannot be reached (File name too long); check"),
     ],
 )
 def test_a_wrong_call_is_told(arguments, message, capsys):

@@ -208,7 +208,7 @@ def test_a_transform_that_is_not_what_was_written_is_told(prepared, folders, cap
     kept = result.rename(result.with_name("kept"))
     transform.write_text("nothing")
     assert call(folders) == 1
-    assert "holds no transform; give --overwrite to make it anew" in capsys.readouterr().err
+    assert "holds no transform, not one AffineTransform; give --overwrite to make it anew" in capsys.readouterr().err
     transform.write_text(whole)
     kept.rename(result)
 

@@ -88,7 +88,19 @@ def _expanded_path(text: str) -> Path:
     """A path from the command line, ``~`` for the home folder wherever it stands (a shell leaves ``--output=~/x``)."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"'{text}' names a user who has no home folder here") from None
+    except OSError as error:  # a folder on the way may not be entered, or a name is too long
+        raise argparse.ArgumentTypeError(_refusal(error)) from None
+    return path
+
+
+def _refusal(error: OSError) -> str:
+    """A sentence on a file or a folder that the system does not let this process reach."""
+    return f"{error.filename} cannot be reached ({error.strerror}); check the path and its permissions."
 
 
 def at_least_one(text: str) -> int:
@@ -148,6 +160,8 @@ class Tally:
             sentence = str(error) if name in str(error) else f"{name}: {error}"
         elif isinstance(error, (MemoryError, BrokenProcessPool)):
             sentence = f"{name} was not finished, probably for want of memory; run again with fewer --workers."
+        elif isinstance(error, OSError) and error.filename:
+            sentence = _refusal(error)
         else:
             tqdm.write("".join(traceback.format_exception(error)), file=sys.stderr, end="")
             sentence = f"{name} met an error in BABY-AI itself ({type(error).__name__}); please report the lines above."
@@ -162,14 +176,19 @@ class Tally:
 def run_to_the_end(script: str, work: Callable[[Tally], None], tally: Tally) -> int:
     """Do ``work(tally)``, print the summary, and return the script's exit code.
 
-    0: all done; 1: something failed; 2: the call was wrong (``work`` raised BabyAIError); 130 and 143: stopped by
-    Ctrl-C and by SIGTERM.
+    0: all done; 1: something failed; 2: the call was wrong (``work`` raised BabyAIError, or met a file or folder that
+    it may not reach); 130 and 143: stopped by Ctrl-C and by SIGTERM.
     """
     try:
         with sigterm_raised():
             work(tally)
     except BabyAIError as error:
         print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"{script}: {_refusal(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         cause, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)

@@ -14,7 +14,7 @@ from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageS
 from func.errors import BabyAIError, collect_warnings
 from func.scans.bids import Pair
 from func.scans.case import read_case
-from func.scans.dicom import is_dicom, read_scan, source_name
+from func.scans.dicom import check_scan_is_there, is_dicom, read_scan, source_name
 from func.scans.nifti import image_of, read_volume, save_volume
 from func.scans.provenance import fingerprint
 
@@ -269,6 +269,12 @@ def test_what_is_no_series_is_told(tmp_path):
         read_scan(tmp_path / "damaged")
     with pytest.raises(BabyAIError, match="does not exist"):
         read_scan(tmp_path / "absent#5")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a#1").mkdir()
+    with pytest.raises(BabyAIError, match=r"a#1/absent\.nii does not exist"):
+        read_scan(tmp_path / "a#1" / "absent.nii")
+    with pytest.raises(BabyAIError, match="absent#5 does not exist"):
+        check_scan_is_there(tmp_path / "absent#5")
 
 
 def test_a_result_is_of_these_files(tmp_path):

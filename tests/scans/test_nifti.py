@@ -79,6 +79,7 @@ class TestReading:
         ("array", "message"),
         [
             (some_array((4, 4, 4, 2)), "4-D"),
+            (some_array((4, 4, 1, 6)), "6 single slices"),
             (some_array((4, 4)), "not a 3-D volume"),
             (np.where(some_array() > 500, np.nan, 1), "NaN or infinite"),
             (np.where(some_array() > 500, np.inf, 1), "NaN or infinite"),

@@ -257,11 +257,7 @@ def _on_grid_of(truth: nib.Nifti1Image, image: nib.Nifti1Image, motion: np.ndarr
     if motion is not None:
         return resample(image, truth.shape, truth.affine, motion)
     image = to_ras(image)
-    try:
-        check_same_grid(truth, image)
-    except BabyAIError as error:
-        fault = str(error).rpartition(";")[0]
-        raise BabyAIError(f"{fault}; --align scores a volume on another grid than the truth's.") from None
+    check_same_grid(truth, image, mend="--align scores a volume on another grid than the truth's")
     return image.get_fdata(dtype=np.float32)
 
 

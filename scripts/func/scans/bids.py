@@ -346,11 +346,7 @@ def find_t2w_alone(data_dir: str | Path) -> tuple[list[Pair], list[BabyAIError]]
 def _nothing_found(data_dir: Path, needed: str) -> BabyAIError:
     """The error on a folder without scans, with another mend where it holds DICOM files."""
     files = islice((path for path in data_dir.rglob("*") if path.is_file()), _LOOKED_AT)
-    try:
-        dicom = any(map(is_dicom_file, files))
-    except OSError:
-        dicom = False
-    if dicom:
+    if any(map(is_dicom_file, files)):
         return BabyAIError(
             f"No scans were found below {data_dir}, but DICOM files; give each infant's folders to inference.py with "
             f"--t1, --t2 and --output, or convert them to {needed} (dcm2niix -z y -f sub-01_T2w)."

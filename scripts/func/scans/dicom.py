@@ -6,6 +6,7 @@ A name after # chooses a series: ``DICOM#5``, or ``DICOM#5_e2`` for the second e
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -57,7 +58,7 @@ def read_scan(path: str | Path) -> tuple[nib.Nifti1Image, dict]:
 def is_dicom(path: str | Path) -> bool:
     """Whether a path means DICOM: a folder, a DICOM file, or one of the two with a series' name after #."""
     source, _ = _source_and_name(Path(path))
-    return is_dicom_file(source) if source.is_file() else source.is_dir()
+    return os.path.isdir(source) or is_dicom_file(source)
 
 
 def check_scan_is_there(path: str | Path) -> None:
@@ -67,6 +68,8 @@ def check_scan_is_there(path: str | Path) -> None:
         BabyAIError: there is none.
     """
     source, _ = _source_and_name(Path(path))
+    if not source.exists():
+        source = Path(path)  # as it was given, for the message
     if not source.is_dir():
         check_is_there(source)
 
@@ -108,8 +111,9 @@ class _Slice:
 
 
 def _source_and_name(path: Path) -> tuple[Path, str]:
-    source, mark, name = str(path).rpartition("#")
-    return (Path(source), name) if mark and not path.exists() else (path, "")
+    """The folder or file that a path means, and the name of the series after #, which may stand in its last part."""
+    source, _, name = path.name.rpartition("#")
+    return (path.with_name(source), name) if source and not os.path.exists(path) else (path, "")
 
 
 def _read_dicom(path: Path) -> tuple[nib.Nifti1Image, dict]:

@@ -70,13 +70,12 @@ def _is_running(process: str) -> bool:
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file bears the mark of DICOM (part 10, section 7.1).
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    """Whether a file bears the mark of DICOM (part 10, section 7.1); one that cannot be read does not."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def save_json(path: str | Path, content: dict) -> None:

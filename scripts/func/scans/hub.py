@@ -41,8 +41,8 @@ def find_weights(choice: str | Path) -> Path:
         if not BUNDLED_WEIGHTS.is_file():
             raise BabyAIError(f"The bundled weights {BUNDLED_WEIGHTS} are missing; get the repository again.")
         return BUNDLED_WEIGHTS
-    path = Path(choice).expanduser()
-    if not path.is_file():
+    path = Path(os.path.expanduser(choice))
+    if not os.path.isfile(path):
         raise BabyAIError(f"There is no weights file {path}; use --weights bundled, --weights babyai or another path.")
     return path
 

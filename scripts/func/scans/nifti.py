@@ -30,6 +30,8 @@ ATLAS_SHAPE = (182, 218, 182)
 _MAX_VOXELS = 2**28  # a 512 x 512 x 1024 volume: larger than any head scan, small enough to be read without harm
 _READ_AT_ONCE = 2**18  # voxels, so that little more than the result is held in memory, whatever the type in the file
 _MAX_TAIL = 2**16  # bytes that a compressed file may hold after its data
+_PREPROCESS = "scripts/preprocessing.py makes it right"
+_PREPROCESS_OR_RAW = f"{_PREPROCESS}, and inference.py takes raw scans with --space 1mm"
 _SAME_PLACE = 0.1  # mm: affines that were written with four digits differ by less over a head
 
 _silent = logging.getLogger(__name__)
@@ -55,9 +57,9 @@ def read_volume(path: str | Path, called: str | None = None) -> nib.Nifti1Image:
             an affine that cannot be inverted.
     """
     source, path = Path(path), Path(called or path)
-    check_is_there(source)
-    _check_content(source)
     try:
+        check_is_there(source)
+        _check_content(source)
         with source.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
@@ -147,6 +149,10 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     stated = _times(shape)
+    if len(shape) == 4 and shape[2] == 1:
+        raise BabyAIError(
+            f"{path} holds {shape[3]} single slices ({stated}), not a stack; convert it again (dcm2niix)."
+        )
     if len(shape) > 3:
         raise BabyAIError(
             f"{path} is {len(shape)}-D ({stated}); take a volume out of it: nib-roi -t 0:1 {path.name} one_{path.name}"
@@ -235,46 +241,56 @@ def _cleaned(header: nib.Nifti1Header) -> nib.Nifti1Header:
     return header
 
 
-def check_same_grid(t1: nib.Nifti1Image, t2: nib.Nifti1Image) -> None:
-    """Refuse a pair whose voxels do not coincide: other shape, or corners more than 0.1 mm apart."""
-    remedy = "bring both onto one grid with scripts/preprocessing.py"
+def check_same_grid(
+    t1: nib.Nifti1Image,
+    t2: nib.Nifti1Image,
+    mend: str = "bring both onto one grid with scripts/preprocessing.py",
+) -> None:
+    """Refuse a pair whose voxels do not coincide: other shape, or corners more than 0.1 mm apart.
+
+    Args:
+        mend: what the message tells to do.
+    """
     if t1.shape != t2.shape:
         raise BabyAIError(
-            f"{name_of(t1)} ({_times(t1.shape)}) and {name_of(t2)} ({_times(t2.shape)}) differ in shape; {remedy}."
+            f"{name_of(t1)} ({_times(t1.shape)}) and {name_of(t2)} ({_times(t2.shape)}) differ in shape; {mend}."
         )
     corners = np.array(np.meshgrid(*[(0, length - 1) for length in t1.shape])).reshape(3, -1).T
     distance = np.abs(nib.affines.apply_affine(t1.affine - t2.affine, corners)).max()
     if distance > _SAME_PLACE:
-        raise BabyAIError(
-            f"{name_of(t1)} and {name_of(t2)} lie up to {distance:.2f} mm apart in world space; {remedy}."
-        )
+        raise BabyAIError(f"{name_of(t1)} and {name_of(t2)} lie up to {distance:.2f} mm apart in world space; {mend}.")
 
 
-def check_isotropic(image: nib.Nifti1Image, spacing: float = 1.0) -> None:
-    """Refuse voxels that are not cubes of ``spacing`` mm (relative tolerance 0.001), or axes not at right angles."""
+def check_isotropic(image: nib.Nifti1Image, spacing: float = 1.0, mend: str = _PREPROCESS_OR_RAW) -> None:
+    """Refuse voxels that are not cubes of ``spacing`` mm (relative tolerance 0.001), or axes not at right angles.
+
+    Args:
+        mend: what the message tells to do.
+    """
     sizes = nib.affines.voxel_sizes(image.affine)
     if np.abs(sizes / spacing - 1).max() > 1e-3:
         stated = " x ".join(f"{size:.4g}" for size in sizes)
         raise BabyAIError(
-            f"{name_of(image)} has voxels of {stated} mm where {spacing:g} mm isotropic is needed; "
-            "scripts/preprocessing.py makes it right, and inference.py takes raw scans with --space 1mm."
+            f"{name_of(image)} has voxels of {stated} mm where {spacing:g} mm isotropic is needed; {mend}."
         )
     directions = image.affine[:3, :3] / sizes
     if np.abs(directions.T @ directions - np.eye(3)).max() > 2e-3:
-        raise BabyAIError(
-            f"{name_of(image)} has axes that are not at right angles; scripts/preprocessing.py makes it right."
-        )
+        raise BabyAIError(f"{name_of(image)} has axes that are not at right angles; {mend}.")
 
 
-def check_atlas_grid(image: nib.Nifti1Image) -> None:
-    """Refuse anything but 182 x 218 x 182 voxels of 1 mm, counted along RAS axes (any axis order in the file)."""
-    check_isotropic(image)
+def check_atlas_grid(image: nib.Nifti1Image, mend: str = _PREPROCESS) -> None:
+    """Refuse anything but 182 x 218 x 182 voxels of 1 mm, counted along RAS axes (any axis order in the file).
+
+    Args:
+        mend: what the message tells to do.
+    """
+    check_isotropic(image, mend=mend)
     order = nib.io_orientation(image.affine)[:, 0].argsort()
     shape = tuple(image.shape[axis] for axis in order)
     if shape != ATLAS_SHAPE:
         raise BabyAIError(
             f"{name_of(image)} has {_times(shape)} voxels where the atlas grid of {_times(ATLAS_SHAPE)} is needed; "
-            "scripts/preprocessing.py makes it right."
+            f"{mend}."
         )
 
 

@@ -44,8 +44,11 @@ def save_itk_transform(path: str | Path, matrix: np.ndarray) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
-def load_itk_transform(path: str | Path) -> np.ndarray:
-    """Read an ITK text file that holds one affine transform.
+def load_itk_transform(path: str | Path, mend: str = "make it again") -> np.ndarray:
+    """Read an ITK text file that holds one affine transform, rigid or not.
+
+    Args:
+        mend: what the message on a file that cannot be used tells to do.
 
     Returns:
         Shape (4, 4), world mm (RAS+) of the fixed image -> world mm of the moving image.
@@ -56,16 +59,16 @@ def load_itk_transform(path: str | Path) -> np.ndarray:
     try:
         lines = Path(path).read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise BabyAIError(f"{path} is missing or is no ITK text file; check the path.") from None
+        raise BabyAIError(f"{path} is missing or is no ITK text file; {mend}.") from None
     entries = [line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")]
     kinds = [value.strip() for key, value in entries if key == "Transform"]
     if len(kinds) != 1 or kinds[0].split("_")[0] not in _WITH_MATRIX:
         found = ", ".join(kinds) or "no transform"
-        raise BabyAIError(f"{path} holds {found}; it must hold one AffineTransform, rigid or affine.")
+        raise BabyAIError(f"{path} holds {found}, not one AffineTransform; {mend}.")
     try:
         entry = {key: np.array(value.split(), dtype=float) for key, value in entries if key != "Transform"}
         numbers, center = entry["Parameters"].reshape(4, 3), entry["FixedParameters"].reshape(3)
     except (KeyError, ValueError):
-        raise BabyAIError(f"{path} is a damaged ITK transform file; write it again.") from None
+        raise BabyAIError(f"{path} is a damaged ITK transform file; {mend}.") from None
     rotation, translation = numbers[:3], numbers[3]
     return _LPS @ from_matvec(rotation, translation + center - rotation @ center) @ _LPS
