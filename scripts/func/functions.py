@@ -24,7 +24,8 @@ from func.reports.results import describe
 from func.reports.scores import brain_mask, score_brain
 from func.reports.viewer import Slider, fading_viewer
 from func.scans.bids import Pair, find_pairs, put_together, result_path, stem_of
-from func.scans.case import Case, check_grids, read_cases
+from func.scans.case import Case, check_grids
+from func.scans.case import read_cases as read_unregistered
 from func.scans.hub import ATLAS_FILE, DEMO_T1_FILE, DEMO_T2_FILE, fetch, find_weights
 from func.scans.nifti import image_of, read_volume, save_result, save_volume
 from func.scans.registration import register_rigid
@@ -100,6 +101,21 @@ def one_infant(t1: str | Path | None, t2s: str | Path | Sequence[str | Path]) ->
     stacks = [Pair("", t1 and Path(t1), path, stem_of(path)) for path in map(Path, t2s)]
     (pair,) = put_together(stacks)
     return pair if pair.name else replace(pair, name=stacks[0].name)
+
+
+def read_cases(pair: Pair, space: str | None = None) -> tuple[Case, ...]:
+    """The scans of one infant, a case for each T2w stack, as inference.py reads them.
+
+    Args:
+        space: as :func:`reconstruct` takes it. Scans as they were acquired are registered to the T1w here, and a T2w
+            whose header does not say how the head lies is mirrored where that fits better: what is shown of a case
+            beside its result must lie as the result does.
+
+    Raises:
+        BabyAIError: a scan cannot be read, or shows too little to be registered.
+    """
+    cases = read_unregistered(pair)
+    return tuple(case.registered() for case in cases) if space else cases
 
 
 def reconstruct(

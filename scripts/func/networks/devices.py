@@ -27,7 +27,7 @@ def choose_device(device: str, precision: str) -> tuple[torch.device, str]:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).cpu()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise BabyAIError(f"The device '{device}' is not available here; use --device cpu or auto.") from None
     if precision == "auto":

@@ -292,11 +292,9 @@ class Reconstructor:
         inputs = torch.from_numpy(np.stack([published_normalise(array) for array in arrays]))
         stopwatch.lap("Preparation")
         progress = self._counting(count_patches(inputs.shape[1:]))
-        output = run_patches(self.network, inputs, precision=self.precision, device=self.device, progress=progress)[
-            0
-        ].numpy()
+        (output,) = run_patches(self.network, inputs, precision=self.precision, device=self.device, progress=progress)
         stopwatch.lap("Network")
-        result = from_ras(scale.invert(output).astype(np.float32), case.t2)
+        result = from_ras(scale.invert(output.numpy()).astype(np.float32), case.t2)
         report = {
             "SliceGeometry": {"Source": "not used by the published procedure"},
             "Checks": {},

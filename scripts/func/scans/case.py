@@ -32,6 +32,7 @@ _RIM = 3.0  # mm around a mask, in-plane
 _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are no thick slices
 _THICK_T1 = 2.0  # mm
 _DARKER = 2.0  # times as far below air as the brightest voxels are above it: the head is darker than air
+_ALL_DARKER = 20.0
 _FEW_VALUES = 8  # of a mask or a segmentation
 
 
@@ -205,17 +206,18 @@ def _cleaned(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, Level]:
         BabyAIError: the head is darker than air.
     """
     array = array_of(image)
-    level = level_of(array)
+    level, sample = level_of(array), array[::2, ::2, ::2]
+    darkest, brightest = np.percentile(sample - level.air, [0.5, 99.5])
+    # Where only the head was z-scored, some of it lies above air.
+    if -darkest > (_ALL_DARKER if level.darkest else _DARKER) * max(brightest, 0):
+        raise BabyAIError(
+            f"{name_of(image)} shows a head that is darker than air (by {-darkest:.4g}, and brighter by "
+            f"{max(brightest, 0):.4g} at most); multiply it by -1 if it is inverted (docs/troubleshooting.md tells "
+            "how), or export it again."
+        )
     if any(level):
         warn(f"The intensities of {name_of(image)} do not start at 0 ({level}); it is worked on from 0 upwards.")
         array = level.remove(array)
-    sample = array[::2, ::2, ::2]
-    darkest, brightest = np.percentile(sample, [0.5, 99.5])
-    if -darkest > _DARKER * max(brightest, 0):
-        raise BabyAIError(
-            f"{name_of(image)} shows a head that is darker than air ({darkest:.4g}, nothing above {brightest:.4g}); "
-            "multiply it by -1 if it is inverted, or export it again."
-        )
     if len(np.unique(sample)) <= _FEW_VALUES:
         warn(f"{name_of(image)} has {len(np.unique(sample))} different values only, as a mask has; check the file.")
     array, spikes = without_spikes(array)

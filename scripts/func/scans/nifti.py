@@ -210,7 +210,7 @@ def _grey_values(path: Path, array: np.ndarray) -> np.ndarray:
         head = ndimage.binary_closing(np.pad(finite, 2), iterations=2)[2:-2, 2:-2, 2:-2] | finite
         if (ndimage.binary_fill_holes(head) & ~finite).sum() > 0.05 * finite.sum():
             raise BabyAIError(
-                f"{path} holds NaN or infinite values within the head; replace them, e.g. with fslmaths -nan."
+                f"{path} holds NaN or infinite values within the head, more than could be filled in; export it again."
             )
         within = ndimage.binary_fill_holes(finite) & ~finite
         air = min(0, array[finite].min())

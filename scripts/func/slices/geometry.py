@@ -149,7 +149,8 @@ def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, floa
     if stated_spacing and abs(stated_spacing / spacing - 1) > _SAME_LENGTH:
         warn(
             f"SpacingBetweenSlices of {name_of(t2)} is stated as {stated_spacing:g} mm, but by its header the slices "
-            f"lie {spacing:.4g} mm apart; the header is used (inference.py --spacing gives another)."
+            f"lie {spacing:.4g} mm apart; the header is used. Where the result is squeezed or stretched, give "
+            f"inference.py --spacing {stated_spacing:g}."
         )
     low, high = (bound * spacing for bound in _PLAUSIBLE_THICKNESS)
     if thickness and not low <= thickness <= high:
