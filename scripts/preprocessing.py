@@ -297,16 +297,16 @@ def prepare_t2(
     with collect_warnings() as warnings:
         t2, sidecar = read_volume(path), read_sidecar(path)
         warn_of_voxels(t1, t2)
+        case = Case(t1, t2, sidecar).registered()
+        t2, registration = case.t2, case.registration
         axis, thickness, spacing = stack_geometry(t2, sidecar)
-    case = Case(t1, t2, warnings=tuple(warnings)).registered()
-    t2, registration = case.t2, case.registration
-    matrix = registration.matrix @ atlas_to_t1
-    image = image_of(resample(t2, atlas.shape, atlas.affine, matrix), atlas.affine, atlas)
-    picture = save_picture(target, image, read_volume(t1_target))
-    try:
-        check_same_head(registration, t1, t2, arguments.min_similarity)
-    except BabyAIError as error:
-        raise BabyAIError(f"{error} Their edges: {picture}") from None
+        matrix = registration.matrix @ atlas_to_t1
+        image = image_of(resample(t2, atlas.shape, atlas.affine, matrix), atlas.affine, atlas)
+        picture = save_picture(target, image, read_volume(t1_target))
+        try:
+            check_same_head(registration, t1, t2, arguments.min_similarity)
+        except BabyAIError as error:
+            raise BabyAIError(f"{error} Their edges: {picture}") from None
     save_itk_transform(transform_path(target, "T1w"), registration.matrix)
     save_itk_transform(transform_path(target, "atlas"), matrix)
     sidecar = described(t2, target, atlas, matrix, registration, arguments)
@@ -317,7 +317,7 @@ def prepare_t2(
     }
     sidecar["Registration"]["T1wToScan"] = registration.matrix.tolist()
     sidecar["Inputs"] = made_from(Path(t1.get_filename()), Path(atlas.get_filename()), path)
-    sidecar["Warnings"] = list(case.warnings)
+    sidecar["Warnings"] = [*case.warnings, *warnings]
     sidecar["T1w"] = t1_target.relative_to(arguments.output_dir).as_posix()
     save_result(target, image, sidecar)
 

@@ -3,13 +3,13 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 
 from func.errors import BabyAIError
 from func.reconstruction import on_grid
 from func.reconstruction.reconstructor import Reconstructor
 from func.scans.bids import Pair
-from func.scans.case import Case, read_cases
+from func.scans.case import Case, read_case, read_cases
 from func.scans.intensity import level_of
 from func.scans.nifti import array_of, image_of
 from func.slices.geometry import SliceGeometry, acquire, upsample
@@ -164,4 +164,21 @@ def test_a_stack_whose_header_does_not_say_how_the_head_lies_is_used_as_it_fits(
     for voxel in ([20, 60, 5], [60, 30, 15]):
         in_file = [len(values) - 1 - voxel[0], *voxel[1:]] if reversed_in_file else voxel
         shown = apply_affine(np.linalg.inv(case.registration.matrix) @ case.t2.affine, in_file)
+        assert np.linalg.norm(shown - apply_affine(stack.affine, voxel)) < 1.5
+
+
+@pytest.mark.parametrize("in_header", [True, False])
+def test_of_two_spacings_the_one_counts_that_fits_the_t1w(tmp_path, in_header):
+    """A converter that took the thickness of slices with gaps for their spacing, and a sidecar that is wrong."""
+    t1, t2 = small_head()
+    stack = scanned(t2, 2, 5.0, 17)
+    affine = stack.affine if in_header else stack.affine @ np.diag([1, 1, 0.8, 1])
+    nib.save(t1, tmp_path / "t1.nii")
+    nib.save(nib.Nifti1Image(np.asarray(stack.dataobj), affine), tmp_path / "t2.nii")
+    (tmp_path / "t2.json").write_text(f'{{"SpacingBetweenSlices": {4 if in_header else 5}}}')
+    case = read_case(Pair("1", tmp_path / "t1.nii", tmp_path / "t2.nii", "t2")).registered()
+    assert voxel_sizes(case.t2.affine)[2] == pytest.approx(5)
+    assert any("5 mm is used" in told for told in case.warnings) != in_header
+    for voxel in ([20, 60, 4], [60, 30, 12]):
+        shown = apply_affine(np.linalg.inv(case.registration.matrix) @ case.t2.affine, voxel)
         assert np.linalg.norm(shown - apply_affine(stack.affine, voxel)) < 1.5

@@ -33,6 +33,8 @@ _ISOTROPIC = 1.3  # of the smallest voxel size, and mm: not more, and there are 
 _THICK_T1 = 2.0  # mm
 _DARKER = 2.0  # times as far below air as the brightest voxels are above it: the head is darker than air
 _ALL_DARKER = 20.0
+# A spacing that is 10 % off took 18 to 30 % of the similarity of six real pairs (slices 3 to 5 mm apart) away.
+_CLEARLY_MORE = 1.1
 _FEW_VALUES = 8  # of a mask or a segmentation
 
 
@@ -68,7 +70,8 @@ class Case:
     def registered(self) -> Case:
         """The case with its T1w registered to its T2w, if it has one.
 
-        Where a header does not say how the head lies, whichever of the T2w and its mirror image fits better is taken.
+        What fits better is taken where header and sidecar state different distances between the slices, and of the T2w
+        and its mirror image where a header does not say how the head lies.
 
         Raises:
             BabyAIError: as :func:`func.scans.registration.register_rigid`.
@@ -77,19 +80,43 @@ class Case:
             return self
         from func.scans.registration import register_rigid  # which takes a while to import
 
-        case = replace(self, registration=register_rigid(self.t1, self.t2))
-        stated = all(image.header["sform_code"] > 0 or image.header["qform_code"] > 0 for image in (self.t1, self.t2))
-        if stated or case.registration.mirrored <= 1:
-            return case
-        mirrored = case.mirrored()
-        if mirrored.registration.mirrored >= 1:
-            return case
         with collect_warnings() as told:
-            warn(
-                f"{name_of(self.t2)} fits {name_of(self.t1)} only mirrored, as it was used, since one of them does not "
-                "say how the head lies in it; check left and right."
-            )
-        return replace(mirrored, warnings=(*self.warnings, *told))
+            case = replace(self, registration=register_rigid(self.t1, self.t2))._of_fitting_spacing()._of_fitting_side()
+        return replace(case, warnings=(*self.warnings, *told))
+
+    def _of_fitting_spacing(self) -> Case:
+        """The registered case, its slices as far apart as its sidecar states if the T1w so fits clearly better."""
+        from func.scans.registration import register_rigid
+        from func.slices.geometry import contradicted_spacing, with_spacing
+
+        if not (stated := contradicted_spacing(self.t2, self.sidecar)):
+            return self
+        axis, spacing = stated
+        t2 = with_spacing(self.t2, axis, spacing)
+        case = replace(self, t2=t2, registration=register_rigid(self.t1, t2))
+        found, before = case.registration.similarity, self.registration.similarity
+        if found < _CLEARLY_MORE * before:
+            return self
+        warn(
+            f"SpacingBetweenSlices of {name_of(t2)} is stated as {spacing:g} mm, but by its header the slices lie "
+            f"{voxel_sizes(self.t2.affine)[axis]:.4g} mm apart; {spacing:g} mm is used, which fits the T1w better "
+            f"(similarity {found:.2f}, not {before:.2f})."
+        )
+        return case
+
+    def _of_fitting_side(self) -> Case:
+        """The registered case, mirrored if it so fits better and one of its headers does not say how the head lies."""
+        stated = all(image.header["sform_code"] > 0 or image.header["qform_code"] > 0 for image in (self.t1, self.t2))
+        if stated or self.registration.mirrored <= 1:
+            return self
+        mirrored = self.mirrored()
+        if mirrored.registration.mirrored >= 1:
+            return self
+        warn(
+            f"{name_of(self.t2)} fits {name_of(self.t1)} only mirrored, as it was used, since one of them does not "
+            "say how the head lies in it; check left and right."
+        )
+        return mirrored
 
     def mirrored(self) -> Case:
         """The registered case with its T2w's first axis reversed in its header, registered anew from there.

@@ -162,6 +162,14 @@ def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, floa
     return axis, thickness or spacing, spacing
 
 
+def contradicted_spacing(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float] | None:
+    """The slice axis of a raw stack, and the spacing (mm) that its sidecar states against its header; None if none."""
+    stated, sizes = abs(_number(sidecar.get("SpacingBetweenSlices"))), nib.affines.voxel_sizes(t2.affine)
+    if not 0 < stated < math.inf or (np.abs(stated / sizes - 1) <= _SAME_LENGTH).any():
+        return None
+    return _slice_axis(sidecar, t2, sizes, stated), stated
+
+
 def with_spacing(image: nib.Nifti1Image, axis: int, spacing: float) -> nib.Nifti1Image:
     """The same stack with its slices ``spacing`` mm apart along ``axis``, the first where it was.
 
