@@ -3,9 +3,12 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from conftest import REPO_ROOT
 from func.commands import (
     Tally,
     add_t1w_filter,
@@ -116,6 +119,21 @@ def test_exit_codes(job, code, said, capsys):
     assert run_to_the_end("x.py", job, Tally("made")) == code
     captured = capsys.readouterr()
     assert (captured.out or captured.err).strip() == said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe is closed otherwise there")
+def test_a_console_that_cannot_show_a_name_or_is_gone_ends_nothing_in_a_traceback():
+    job = (
+        "import sys, time; from tqdm import tqdm; from func.commands import Tally, run_to_the_end\n"
+        "def work(tally): time.sleep(0.5); tqdm.write('ä赤'); tally.done = 1\n"
+        "sys.exit(run_to_the_end('x.py', work, Tally('made')))"
+    )
+    started = {"args": [sys.executable, "-c", job], "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started |= {"env": os.environ | {"PYTHONIOENCODING": "ascii"}, "cwd": REPO_ROOT / "scripts"}
+    plain, cut = subprocess.Popen(**started), subprocess.Popen(**started)
+    cut.stdout.close()
+    assert plain.communicate() == (b"\\xe4\\u8d64\nSummary: 1 made, 0 failed.\n", b"")
+    assert cut.stderr.read() == b"" and (plain.returncode, cut.wait()) == (0, 141)
 
 
 def test_some_processor_may_be_used():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import io
 import math
 import multiprocessing
 import os
@@ -177,14 +178,20 @@ def run_to_the_end(script: str, work: Callable[[Tally], None], tally: Tally) -> 
     """Do ``work(tally)``, print the summary, and return the script's exit code.
 
     0: all done; 1: something failed; 2: the call was wrong (``work`` raised BabyAIError, or met a file or folder that
-    it may not reach); 130 and 143: stopped by Ctrl-C and by SIGTERM.
+    it may not reach); 130, 141 and 143: stopped by Ctrl-C, by the end of what reads its output, and by SIGTERM.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the console cannot show must not end the run
     try:
         with sigterm_raised():
             work(tally)
+        print(f"Summary: {tally}.", flush=True)
     except BabyAIError as error:
         print(f"{script}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or else Python would try once more to print
+        return 141
     except OSError as error:
         if not error.filename:
             raise
@@ -194,7 +201,6 @@ def run_to_the_end(script: str, work: Callable[[Tally], None], tally: Tally) -> 
         cause, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
         print(f"Stopped by {cause}: {tally}; run again to do the rest.", file=sys.stderr)
         return code
-    print(f"Summary: {tally}.")
     return 1 if tally.failed else 0
 
 

@@ -84,6 +84,12 @@ class TestInheritance:
             assert sidecar["Nearest"] == names[count - 1]
             assert [sidecar[f"From{number}"] for number in range(count)] == names[:count]
 
+    def test_a_path_relative_to_a_folder_of_the_dataset_inherits_the_same(self, tmp_path, monkeypatch):
+        scan = self.dataset(tmp_path, ["T2w.json", "sub-01/sub-01_T2w.json"])
+        monkeypatch.chdir(scan.parent)
+        assert read_sidecar(scan.name) == read_sidecar(scan) == read_sidecar(f"../anat/{scan.name}")
+        assert read_sidecar(scan.name)["Nearest"] == "sub-01/sub-01_T2w.json"
+
     @pytest.mark.parametrize(
         "other",
         [

@@ -50,7 +50,7 @@ def _applicable(scan: Path) -> list[Path]:
 def _folders_down_to(scan: Path) -> Iterable[Path]:
     """The folders from the scan's dataset down to its own."""
     dataset = dataset_of(scan)
-    between = itertools.takewhile(lambda folder: folder != dataset, scan.parents)
+    between = itertools.takewhile(lambda folder: folder != dataset, scan.absolute().parents)
     return reversed([*between, dataset])
 
 

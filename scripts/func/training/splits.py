@@ -44,7 +44,9 @@ def read_split(path: Path) -> dict[str, str]:
             if not {"subject", "part"} <= {*(rows.fieldnames or ())}:
                 raise KeyError
             parts = {row["subject"].removeprefix("sub-"): row["part"] for row in rows}
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+    except OSError as error:
+        raise BabyAIError(f"{path} cannot be read ({error.strerror}); check --split.") from None
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise BabyAIError(
             f"{path} is no split: it needs the columns subject and part, commas between, as runs/RUN/split.csv has."
         ) from None
