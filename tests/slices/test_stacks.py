@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
+from scipy import ndimage
+from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial.transform import Rotation
 
 from func.slices.stacks import Stack, StackView, agree_with_stacks, outlying_slices
@@ -51,6 +53,26 @@ def test_a_pixel_shows_what_lay_there(profile):
     ]
     np.testing.assert_allclose(view.see(volume), np.array(lay) @ slope, atol=2e-4)
     np.testing.assert_array_equal(view.values, stack.slices.ravel()[view.pixels])
+
+
+@pytest.mark.parametrize("voxel", [1.0, 0.5])
+def test_what_slices_show_beside_a_volume_of_such_voxels_is_known_beforehand(voxel):
+    """It is what a volume misses that is right at its voxels and linear between them, and noise."""
+    random = np.random.default_rng(5)
+    anatomy = ndimage.gaussian_filter(random.normal(size=(90, 90)), 0.8)
+
+    def at(x, y):
+        return 1 + ndimage.map_coordinates(anatomy, np.meshgrid(x, y, indexing="ij"))
+
+    nodes = np.arange(15, 75, voxel)
+    linear = RegularGridInterpolator((nodes, nodes), at(nodes, nodes))
+    pixels = [np.arange(20, 60) + random.uniform(0, 1, (2, 1)) for _ in range(12)]
+    slices = np.stack([at(*places) for places in pixels], axis=-1)
+    missed = slices - np.stack([linear(tuple(np.meshgrid(*places, indexing="ij"))) for places in pixels], axis=-1)
+    stack = Stack(slices, np.diag([1.0, 1, 3, 1]), 3.0, "box", np.repeat(np.eye(4)[None], 12, 0), np.ones(12, bool))
+    told = stack.noise_beside_volume(0.0, voxel, 0.02)
+    assert told == pytest.approx(np.std(missed), rel=0.4)
+    assert stack.noise_beside_volume(0.05, voxel, 0.02) == pytest.approx(np.hypot(told, 0.05))
 
 
 def test_slices_left_out_are_not_seen():

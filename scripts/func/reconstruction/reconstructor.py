@@ -174,6 +174,8 @@ class Reconstructor:
         for last in (False, True) if together.moved else (True,):
             estimates = together.estimates(self.propose if infers else None, volume)
             stopwatch.lap("Network")
+            if last:
+                estimates = together.on_finer_grid(estimates)
             estimate = estimates.mean(axis=0)
             volume = together.agreed(estimate)
             stopwatch.lap("Consistency")

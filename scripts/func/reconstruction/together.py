@@ -28,12 +28,13 @@ from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
 from func.scans.resampling import resample, threads
-from func.slices.geometry import AXIS_ACROSS, acquire, slices_last, upsample
+from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, slices_last, upsample
 from func.slices.motion import PLACES, Contrast, Motion, find_motion, order_of_acquisition, t1_features, t1_terms
-from func.slices.stacks import Stack, StackView, agree_with_stacks, noise_beside_volume, outlying_slices
+from func.slices.stacks import Stack, StackView, agree_with_stacks, outlying_slices
 
-_VOXEL = 0.8  # mm: a volume is linear between voxels so small; on crops of 68 voxels, 1 mm cost 0.3 dB
-_FINE_ENOUGH = 0.75  # of these voxels: smaller pixels are first brought to 1 mm
+_VOXEL = 0.8  # mm: fine enough to find the slices' places and what the head looks like
+_FINE_VOXEL = 0.5  # mm: a volume is linear between voxels so small; with 0.8 mm three stacks lost 0.5 dB, moving 0.7
+_FINE_PIXEL = 0.6  # mm: smaller pixels are first brought to 1 mm
 _SPARSE = 4.0  # mm between the voxels that tell how bright one stack is against another
 _ROUGH_STEPS = 3  # of conjugate gradients, for a volume that slices are only laid upon
 _CONTRADICTING = 1.3  # times the noise of the slices: what they contradict each other by, where some are out of place
@@ -102,11 +103,12 @@ class PlacedStack:
             return np.repeat(self.to_stack[None], count, axis=0)
         return self.affine @ self.motion.matrices @ np.linalg.inv(self.affine) @ self.to_stack
 
-    def stack(self, voxel: float) -> Stack:
-        """The slices in the first stack's network units: with their own pixels unless these are far below ``voxel``."""
+    @property
+    def stack(self) -> Stack:
+        """The slices in the first stack's network units, with their own pixels unless these are very small."""
         t2, axis = self.case.t2, self.working.axis
         turn = slices_last(axis)
-        if voxel_sizes(t2.affine)[turn[:2]].min() > _FINE_ENOUGH * voxel:
+        if voxel_sizes(t2.affine)[turn[:2]].min() > _FINE_PIXEL:
             slices, affine = self.head.scale.apply(np.transpose(array_of(t2), turn)), t2.affine[:, [*turn, 3]]
         else:
             slices, affine = self.head.slices, self.head.geometry.affine_in(self.affine)
@@ -172,10 +174,8 @@ class Together:
         self.settings = settings
         self.t1 = stacks[0].case.t1
         self.stacks = list(stacks) if self.t1 else _registered_to_first(stacks)
-        self.shape, self.affine = _common_grid(self.stacks, self.t1)
+        self.shape, self.affine = _common_grid(self.stacks, self.t1, _VOXEL)
         self._brighten()
-        slices = [stack.brightness * stack.head.slices for stack in self.stacks]
-        self.noises = [noise_beside_volume(one, noise_of(one), HEAD) for one in slices]
         self._views: list[StackView] = []
         self.dampings: list[float] = []
         self.before: list[float] = []
@@ -194,11 +194,36 @@ class Together:
     def views(self) -> list[StackView]:
         """What each stack sees of a volume on the common grid, made anew where it is not there."""
         if not self._views:
-            voxel = float(voxel_sizes(self.affine)[0])
             with ThreadPoolExecutor(min(threads(), len(self.stacks))) as pool:
-                views = pool.map(lambda stack: StackView(stack.stack(voxel), self.shape, self.affine), self.stacks)
+                views = pool.map(lambda stack: StackView(stack.stack, self.shape, self.affine), self.stacks)
                 self._views = list(views)
         return self._views
+
+    @property
+    def voxel(self) -> float:
+        """Of the common grid, mm."""
+        return float(voxel_sizes(self.affine)[0])
+
+    @property
+    def noises(self) -> list[float]:
+        """Of each stack, standard deviation of what its slices show that no volume on the common grid can."""
+        noises = (stack.brightness * noise_of(stack.head.slices) for stack in self.stacks)
+        return [
+            stack.stack.noise_beside_volume(noise, self.voxel, HEAD)
+            for stack, noise in zip(self.stacks, noises, strict=True)
+        ]
+
+    def on_finer_grid(self, estimates: np.ndarray) -> np.ndarray:
+        """Estimates, shape (runs, X, Y, Z), on the finer common grid that all volumes lie on from here on."""
+        coarse = self.voxel
+        self.shape, self.affine = _common_grid(self.stacks, self.t1, _FINE_VOXEL)
+        self._views = []
+        spacing = coarse / self.voxel
+        # Both grids begin at the same corner.
+        for axis, length in enumerate(self.shape, start=1):
+            planes = SliceGeometry(axis, spacing, spacing, 0.0, estimates.shape[axis], "point")
+            estimates = upsample(estimates, planes, length)
+        return np.ascontiguousarray(estimates)
 
     def estimates(
         self, propose: Callable[[np.ndarray], np.ndarray] | None, volume: np.ndarray | None = None
@@ -237,12 +262,13 @@ class Together:
 
     def _near_to(self, estimate: np.ndarray) -> np.ndarray:
         """The volume near to an estimate that agrees with the slices as far as their noise and contradictions allow."""
-        self._weigh(estimate, self.noises)
+        noises = self.noises
+        self._weigh(estimate, noises)
         volume = agree_with_stacks(estimate, self.views, self.dampings)
         # Slices that do not lie where they should contradict each other: what no volume explains is noise to it.
         left = [_misfit(view, volume) for view in self.views]
-        if any(misfit > _CONTRADICTING * noise for misfit, noise in zip(left, self.noises, strict=True)):
-            self._weigh(estimate, np.maximum(left, self.noises))
+        if any(misfit > _CONTRADICTING * noise for misfit, noise in zip(left, noises, strict=True)):
+            self._weigh(estimate, np.maximum(left, noises))
             volume = agree_with_stacks(estimate, self.views, self.dampings)
         return volume
 
@@ -287,7 +313,7 @@ class Together:
         """What the slices of each stack show beyond the volume, in its own intensities; 0 where they are left out."""
         images = []
         for stack, view in zip(self.stacks, self.views, strict=True):
-            slices = stack.stack(float(voxel_sizes(self.affine)[0]))
+            slices = stack.stack
             unit = (stack.head.scale.high - stack.head.scale.low) / stack.brightness
             residual = np.zeros(slices.slices.shape, np.float32)
             residual.ravel()[view.pixels] = unit * view.residual(volume)
@@ -382,7 +408,7 @@ class Together:
         """What the head looks like, without the network: the T1w in the slices' intensities, or the stacks' mean."""
         if self.t1 is None:
             return self.estimates(None)[0]
-        features = t1_features(resample(self.t1, self.shape, self.affine), float(voxel_sizes(self.affine)[0]))
+        features = t1_features(resample(self.t1, self.shape, self.affine), self.voxel)
         shown = np.concatenate([view.values for view in self.views])
         some = slice(None, None, len(shown) // PLACES + 1)
         seen = [np.concatenate([view.see(term) for view in self.views])[some] for term in t1_terms(features)]
@@ -478,9 +504,14 @@ def _registered_to_first(stacks: Sequence[PlacedStack]) -> list[PlacedStack]:
     return placed
 
 
-def _common_grid(stacks: Sequence[PlacedStack], t1: nib.Nifti1Image | None) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Cubic voxels that hold the head, along the axes of the T1w, or without one of the first stack."""
-    voxel = min(_VOXEL, float(voxel_sizes(stacks[0].working.result_grid[1]).min()))
+def _common_grid(
+    stacks: Sequence[PlacedStack], t1: nib.Nifti1Image | None, voxel: float
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Cubic voxels that hold the head, along the axes of the T1w, or without one of the first stack.
+
+    They are of ``voxel`` mm, or smaller where the result's are.
+    """
+    voxel = min(voxel, float(voxel_sizes(stacks[0].working.result_grid[1]).min()))
     image = t1 or stacks[0].case.t2
     axes = image.affine[:3, :3] / voxel_sizes(image.affine)
     if t1:

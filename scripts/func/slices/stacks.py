@@ -26,7 +26,9 @@ _ALIKE = 0.32  # mm: an estimate's errors are alike so near; it gave a still and
 _STEPS = 5  # of conjugate gradients; more changed crops of three simulated stacks by less than 0.05 dB
 _ENOUGH = 0.02  # of the first gradient: what is left then makes no difference
 _MOST_DAMPING = 100.0
-_BETWEEN_PIXELS = np.array([0.125, 0.75, 0.125])  # linear interpolation at a place at random, on average
+# Of the second difference: what linear interpolation misses midway between two voxels. Elsewhere it misses less, but of
+# the finest detail more: in simulated stacks of an infant this came within a tenth of what the truth left unexplained.
+_BETWEEN_VOXELS = 0.125
 _FULL = 0.15  # of the fullest slice's head: slices with less tell too little to be judged
 _OUTLYING = 3.0  # times the misfit that is usual among slices
 
@@ -50,6 +52,25 @@ class Stack:
     profile: str
     poses: np.ndarray
     kept: np.ndarray
+
+    def noise_beside_volume(self, noise: float, voxel: float, head: float) -> float:
+        """Standard deviation of what the slices show that no volume can: noise, and detail finer than its voxels.
+
+        Of a volume that is linear between its voxels a pixel sees a little of their neighbours, and the less the
+        smaller they are: as the square of their size.
+
+        Args:
+            noise: standard deviation of the noise in them.
+            voxel: of the volume, mm.
+            head: what is brighter is head.
+        """
+        smooth = slices = self.slices[..., self.kept]
+        for axis, pixel in enumerate(voxel_sizes(self.affine)[:2]):
+            beside = _BETWEEN_VOXELS * (voxel / pixel) ** 2
+            smooth = ndimage.correlate1d(smooth, [beside, 1 - 2 * beside, beside], axis=axis)
+        inside = slices > head
+        missed = float(np.mean(np.square((slices - smooth)[inside]))) if inside.any() else 0.0
+        return float(np.sqrt(noise**2 + missed))
 
 
 class StackView:
@@ -128,7 +149,7 @@ class StackView:
 
         Args:
             volume: the estimate.
-            noise: standard deviation of what the slices show beside the volume (:func:`noise_beside_volume`).
+            noise: standard deviation of what the slices show beside the volume (:meth:`Stack.noise_beside_volume`).
             head: what is brighter is head.
         """
         shown = self.residual(volume)[self.values > head]
@@ -173,22 +194,6 @@ def agree_with_stacks(
             power, before = float(np.vdot(rest, rest)), power
             direction = rest + power / before * direction
     return estimate + change
-
-
-def noise_beside_volume(slices: np.ndarray, noise: float, head: float) -> float:
-    """Standard deviation of what slices show that no volume of about their pixels' size can: noise, and finest detail.
-
-    Args:
-        slices: shape (X, Y, count).
-        noise: standard deviation of the noise in them.
-        head: what is brighter is head.
-    """
-    smooth = slices
-    for axis in range(2):
-        smooth = ndimage.correlate1d(smooth, _BETWEEN_PIXELS, axis=axis)
-    inside = slices > head
-    missed = float(np.mean(np.square((slices - smooth)[inside]))) if inside.any() else 0.0
-    return float(np.sqrt(noise**2 + missed))
 
 
 def outlying_slices(residual: np.ndarray, view: StackView, count: int, head: float) -> np.ndarray:
