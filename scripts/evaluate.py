@@ -48,7 +48,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -81,6 +83,7 @@ from func.reports.tables import (
 )
 from func.scans.bids import Pair, entities_of, find_pairs
 from func.scans.case import check_grids, read_case
+from func.scans.files import check_writable
 from func.scans.hub import find_weights
 from func.scans.nifti import to_ras
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry
@@ -183,6 +186,7 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
     comparisons, faults, lacking = find_comparisons(
         arguments.reference_dir, arguments.results_dir, arguments.baseline_dir
     )
+    check_writable(arguments.output_dir)
     wanted = wanted_subjects(arguments.split, arguments.part)
     comparisons = [comparison for comparison in comparisons if wanted(entities_of(comparison.result)["sub"])]
     for result, error in faults:
@@ -327,12 +331,20 @@ def load_reconstructor(arguments: argparse.Namespace):
 def over_pairs(score: Callable[[Pair], list[dict]], arguments: argparse.Namespace, tally: Tally) -> list[dict]:
     """The rows of every pair in the data folder; one that fails is told and left out.
 
+    Of pairs in several folders that share a name, each is called by its folder too.
+
     Raises:
-        BabyAIError: the folder holds no pair.
+        BabyAIError: the folder holds no pair, or the output folder is not writable.
     """
     pairs, errors = find_pairs(arguments.data_dir)
+    check_writable(arguments.output_dir)
     wanted = wanted_subjects(arguments.split, arguments.part)
-    pairs = [pair for pair in pairs if wanted(pair.subject)]
+    names = Counter(pair.name for pair in pairs)
+    pairs = [
+        pair if names[pair.name] == 1 else replace(pair, name=(pair.folder / pair.name).as_posix())
+        for pair in pairs
+        if wanted(pair.subject)
+    ]
     for error in errors:
         tally.fail("", error)
     rows = []

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -43,6 +42,7 @@ from func.pipeline import Writer, read_ahead
 from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
 from func.scans.case import Case, check_grids, read_cases
 from func.scans.dicom import check_scan_is_there, source_name
+from func.scans.files import check_writable
 from func.scans.hub import commit_of, find_weights
 from func.scans.provenance import differences, digest, fingerprint, inputs_of
 from func.stopwatch import Stopwatch, process_start
@@ -350,16 +350,6 @@ def start_report(arguments: argparse.Namespace):
 def folder_of_results(arguments: argparse.Namespace) -> Path:
     """The folder that results and report go to."""
     return arguments.output.parent if arguments.t2 else arguments.output_dir
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that no result could be written to, before any work is done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BabyAIError(f"The output folder {folder} is not writable ({error.strerror}); choose another.") from error
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

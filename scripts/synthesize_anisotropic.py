@@ -84,8 +84,8 @@ class Slices:
         thickness, spacing = self.thickness / voxel, (self.thickness + self.gap) / voxel
         if thickness < 1.001:
             raise BabyAIError(
-                f"{image.get_filename()} has voxels of {voxel:g} mm, which {self.thickness:g} mm slices are not "
-                "thicker than; choose a larger --thickness."
+                f"{image.get_filename()} has voxels of {voxel:g} mm, too large to make slices of {self.thickness:g} mm "
+                "of; choose a larger --thickness."
             )
         fitting = partial(SliceGeometry.fitting, axis, image.shape[axis], thickness, spacing, profile=self.profile)
         try:

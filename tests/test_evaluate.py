@@ -12,6 +12,7 @@ import pytest
 
 import evaluate
 import synthesize_anisotropic
+from func.commands import Tally
 from func.errors import BabyAIError
 from func.reports.comparisons import find_truth
 from func.reports.scores import brain_mask, inner_brain, score_brain
@@ -391,6 +392,23 @@ def test_results_of_several_weights_are_told(study, tmp_path, capsys):
     )
     assert told in capsys.readouterr().err
     assert told in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_scans_of_two_folders_that_share_a_name_are_told_apart(tmp_path):
+    for name in ("a/sub-1_T1w", "a/sub-1_T2w", "b/sub-1_T1w", "b/sub-1_T2w", "sub-2_T1w", "sub-2_T2w"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii").touch()
+    arguments = evaluate.parse_arguments(["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")])
+    tally = Tally("evaluated")
+    rows = evaluate.over_pairs(lambda pair: [{"name": pair.name}], arguments, tally)
+    assert [row["name"] for row in rows] == ["a/sub-1_T2w", "b/sub-1_T2w", "sub-2_T2w"] and tally.done == 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "in_processes", None)
+    (tmp_path / "file").touch()
+    assert score(study, tmp_path / "file") == 2
+    assert "file is not writable (File exists); choose another" in capsys.readouterr().err
 
 
 def test_as_a_command(study, tmp_path):

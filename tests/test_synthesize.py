@@ -195,8 +195,8 @@ def test_what_cannot_be_sliced_is_told_and_costs_no_other_its_results(data, tmp_
     lines = [line for line in captured.err.splitlines() if line.startswith("FAILED")]
     for subject, fault in (
         ("03", "1 mm isotropic is needed"),
-        ("04", "has voxels of 3 mm, which 2 mm slices are not thicker than"),
-        ("04", "has voxels of 3 mm, which 3 mm slices are not thicker than"),
+        ("04", "has voxels of 3 mm, too large to make slices of 2 mm of"),
+        ("04", "has voxels of 3 mm, too large to make slices of 3 mm of"),
         ("05", "is not a NIfTI file"),
     ):
         assert sum(f"sub-{subject}_T2w" in line and fault in line for line in lines) == 1

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def atomic(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         fault = _WRITE_FAULTS.get(error.errno, f"{error.strerror or error}; check the output folder.")
         raise BabyAIError(f"{path} could not be written: {fault}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that no result could be written to, before any work is done; it is made if need be.
+
+    Raises:
+        BabyAIError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BabyAIError(f"The output folder {folder} is not writable ({error.strerror}); choose another.") from error
 
 
 def _is_running(process: str) -> bool:

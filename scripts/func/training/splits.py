@@ -24,7 +24,8 @@ def split_subjects(labels: Iterable[str], seed: int) -> dict[str, str]:
     labels = sorted(labels)
     if len(labels) < 3:
         raise BabyAIError(
-            f"{len(labels)} subjects cannot be split into train, validation and test; add more, or give a --split file."
+            f"{len(labels)} subject{'' if len(labels) == 1 else 's'} cannot be split into train, validation and test; "
+            "add more, or give a --split file."
         )
     held_out = max(1, round(0.15 * len(labels)))
     order = np.random.default_rng(seed).permutation(len(labels))
