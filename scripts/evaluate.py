@@ -8,16 +8,16 @@ Every sub-*_desc-isotropic_T2w.nii.gz below RESULTS is compared with the T2w of 
 DATA, and so is what it was made from, the thick-slice scan below SYNTHESISED. Writes metrics.csv (one row for each
 scan, method and region), tissues.csv, summary.md (means with 95 % confidence intervals) and boxplot.png. Where RESULTS
 hold the maps of inference.py --uncertainty, uncertainty.csv and the summary tell whether the interval holds 90 % of the
-errors, how well it ranks them, and how it had to be changed to hold them.
+errors, how well it ranks them, and how it would have to change to hold them.
 
 Scores are PSNR (dB), SSIM, NRMSE and sharpness: in the inner brain (4 mm or more below the edge of the brain mask;
 --depth) and in the whole brain, in the scan's own intensities with the truth's 99th percentile as the data range; and
 over the whole volume, air included, after the published normalisation. The inner brain counts first: infants that were
 brain-extracted with one mask for T1w and T2w show the T2w's outline in the T1w, which no whole head does.
 
---align first lays every volume on the truth by a small rigid motion: T1w and T2w of one session often lie some tenths
-of a millimetre apart, and a result in the T1w's frame then scores worse than it is. Results of raw scans, on another
-grid than the truth, need it.
+--align first aligns every volume with the truth by a small rigid motion: T1w and T2w of one session often lie some
+tenths of a millimetre apart, and a result in the T1w's frame then scores worse than it is. Results of raw scans, on
+another grid than the truth, need it.
 
 A mean is over subjects, each with the mean of its scans, and so is its interval (Student's t). Ages are read from
 participants.tsv and sub-*/sub-*_sessions.tsv in DATA, in the units that the JSON file beside the table states.
@@ -144,7 +144,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--align",
         action=argparse.BooleanOptionalAction,
         default=ALIGN,
-        help="lay every volume on the truth by a small rigid motion before it is scored",
+        help="align every volume with the truth by a small rigid motion before it is scored",
     )
     results.add_argument("--workers", type=at_least_one, default=WORKERS, help="processes (default: %(default)s)")
     own = parser.add_argument_group("scans reconstructed here")
@@ -153,10 +153,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     kind.add_argument("--lesions", action="store_true", help="score what is left of lesions planted into scans")
     own.add_argument("--data-dir", type=Path, default=DATA_DIR, help="pairs of T1w and T2w (default: %(default)s)")
     own.add_argument(
-        "--thickness", type=float, nargs="+", default=THICKNESSES, metavar="MM", help="of slices, for --lesions"
+        "--thickness",
+        type=float,
+        nargs="+",
+        default=THICKNESSES,
+        metavar="MM",
+        help=f"of slices, for --lesions (default: {' '.join(f'{thickness:g}' for thickness in THICKNESSES)})",
     )
     own.add_argument(
-        "--directions", nargs="+", choices=AXIS_ACROSS, default=DIRECTIONS, help="of slices, for --lesions"
+        "--directions",
+        nargs="+",
+        choices=AXIS_ACROSS,
+        default=DIRECTIONS,
+        help=f"of slices, for --lesions (default: {' '.join(DIRECTIONS)})",
     )
     own.add_argument("--weights", default=WEIGHTS, help="bundled, or a file (default: %(default)s)")
     own.add_argument("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
@@ -193,7 +202,7 @@ def evaluate_results(arguments: argparse.Namespace, tally: Tally) -> None:
         if wanted(entities_of(result)["sub"]):
             tally.fail(result.name, error)
     for baseline in (path for path in lacking if wanted(entities_of(path)["sub"])):
-        warn(f"Not evaluated, for want of a result: {baseline}")
+        warn(f"Not evaluated, since it has no result: {baseline}")
     whole = read_age_groups(arguments.reference_dir)
     ages = {arguments.reference_dir: whole}
     for dataset in {comparison.dataset for comparison in comparisons} - ages.keys():

@@ -364,14 +364,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--network",
         choices=("auto", "large", "fast"),
         default=NETWORK,
-        help="of the bundled two (default: %(default)s)",
+        help="which of the two bundled networks; auto: large, but fast for an adult's whole head without a GPU "
+        "(default: %(default)s)",
     )
     add(
         "--runs",
         type=int,
         choices=(1, 2, 3, 4),
         default=RUNS,
-        help="of the network, on mirror images, whose mean is better (default: 1, on a GPU 2)",
+        help="runs of the network on mirror images, which are averaged: more accurate, slower (default: 1, on a GPU 2)",
     )
     add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     add("--precision", choices=("auto", "float32", "bfloat16"), default=PRECISION, help="default: %(default)s")
@@ -386,7 +387,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def add_one_infant(group: argparse._ArgumentGroup) -> None:
     """Options that name the scans of one infant."""
     add = group.add_argument
-    add("--t1", type=Path, metavar="T1W", help="a NIfTI file, or a folder of DICOM files; left out where there is none")
+    add("--t1", type=Path, metavar="T1W", help="a NIfTI file or a folder of DICOM files; leave it out if there is none")
     add(
         "--t2",
         type=Path,
@@ -396,8 +397,14 @@ def add_one_infant(group: argparse._ArgumentGroup) -> None:
         "(DICOM#5: its series 5); of several stacks, in any planes, one result is made, in the first one's intensities",
     )
     add("--output", type=Path, metavar="FILE", help="the result, .nii.gz or .nii")
-    add("--mask", type=Path, nargs="+", metavar="FILE", help="where the head is in each T2W, as a fetus's; else is air")
-    add("--residual-map", type=Path, nargs="+", metavar="FILE", help="also write how far the result misses each T2W")
+    add(
+        "--mask",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="masks of the head, one for each T2W, as for a fetus; the rest is taken for air",
+    )
+    add("--residual-map", type=Path, nargs="+", metavar="FILE", help="also write how far the result is off each T2W")
 
 
 def add_folder(group: argparse._ArgumentGroup) -> None:
@@ -410,7 +417,7 @@ def add_folder(group: argparse._ArgumentGroup) -> None:
         "--without-t1w",
         action=argparse.BooleanOptionalAction,
         default=WITHOUT_T1W,
-        help="every T2w without its T1w, or where there is none: less accurate",
+        help="reconstruct every T2w alone, whether there is a T1w or not: less accurate",
     )
     add_split(group)
     add("--shard", type=parse_shard, default=(0, 1), metavar="I/N", help="only the I-th of N parts (default: 1/1)")
@@ -437,19 +444,19 @@ def add_raw(group: argparse._ArgumentGroup) -> None:
         type=voxel_size,
         default=VOXEL_SIZE,
         metavar="MM|in-plane",
-        help="below 1 it keeps the finer detail that the slices hold in-plane (default: %(default)s)",
+        help="of the result; below 1 mm it keeps the finer detail that the slices hold in-plane (default: %(default)s)",
     )
     add(
         "--stacks",
         choices=("separate", "together"),
         default=STACKS,
-        help="in a folder: a result for each T2w stack, or one for all of a session (default: %(default)s)",
+        help="in a folder: one result for each T2w stack, or one for all stacks of a session (default: %(default)s)",
     )
     add(
         "--motion",
         choices=("auto", "on", "off"),
         default=MOTION,
-        help="whether each slice gets a place of its own; auto: where the head clearly moved (default: %(default)s)",
+        help="whether to correct motion between slices; auto: where the head clearly moved (default: %(default)s)",
     )
     add(
         "--min-similarity",
@@ -470,7 +477,7 @@ def add_outputs(group: argparse._ArgumentGroup) -> None:
         "--report",
         action=argparse.BooleanOptionalAction,
         default=REPORT,
-        help="draw each result, and put all of them together in report.html",
+        help="draw each result, and gather all of them in report.html",
     )
     group.add_argument(
         "--uncertainty",

@@ -396,7 +396,7 @@ def take_back(path: Path, target: Path, prepared_dir: Path, space: str) -> None:
         atlas_to_scan, source = np.array(sidecar["Registration"]["AtlasToScan"]), sidecar["Sources"][0]
     except (KeyError, TypeError):
         raise BabyAIError(
-            f"The sidecar of the {space} that {path} was made from does not tell how it was laid upon the atlas; "
+            f"The sidecar of the {space} that {path} was made from does not say how it was aligned with the atlas; "
             "prepare it again with --overwrite."
         ) from None
     if space == "T2w":

@@ -55,7 +55,7 @@ def test_a_killed_process_is_told(capsys):
     for item, outcome in in_processes(work, [3, 3], workers=2):
         tally.fail(f"sub-{item}", outcome)
     assert tally.failed == 2
-    assert capsys.readouterr().err.count("probably for want of memory; run again with fewer --workers") == 2
+    assert capsys.readouterr().err.count("probably because memory ran out; run again with fewer --workers") == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

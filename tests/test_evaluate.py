@@ -293,7 +293,7 @@ def test_what_cannot_be_scored_is_told_and_the_rest_is_scored(study, tmp_path, c
     assert "2 evaluated, 3 failed" in captured.out
     for fault in ("differ in shape; --align scores", "no isotropic T2w of the same subject", "is truncated or damaged"):
         assert fault in captured.err
-    assert captured.err.count("Not evaluated, for want of a result") == 8
+    assert captured.err.count("Not evaluated, since it has no result") == 8
     assert len(read_rows(tmp_path / "out")) == 2 * 2 * 3
 
 

@@ -160,7 +160,7 @@ class Tally:
         if isinstance(error, BabyAIError):
             sentence = str(error) if name in str(error) else f"{name}: {error}"
         elif isinstance(error, (MemoryError, BrokenProcessPool)):
-            sentence = f"{name} was not finished, probably for want of memory; run again with fewer --workers."
+            sentence = f"{name} was not finished, probably because memory ran out; run again with fewer --workers."
         elif isinstance(error, OSError) and error.filename:
             sentence = _refusal(error)
         else:

@@ -175,8 +175,8 @@ def test_only_what_failed_is_refused_and_what_is_unsure_is_warned_of(newborn, ca
         check_same_head(unsure, newborn.t1, newborn.stack)
         assert "WARNING" in (said := capsys.readouterr().err) and "may not fit" in said
     for failed, sentence in (
-        (measured(similarity=0.01), "could not be laid upon"),
-        (measured(sharpness=0.05), "could not be laid upon"),
+        (measured(similarity=0.01), "could not be aligned with"),
+        (measured(sharpness=0.05), "could not be aligned with"),
         (measured(mirrored=1.15), "fits better mirrored"),
         (measured(overlap=0.3), "only 30% of the head"),
     ):
@@ -226,7 +226,7 @@ def test_a_header_in_another_unit_is_told_as_that(newborn, unit, both):
 
 def test_too_few_slices_are_refused(newborn):
     image = nib.Nifti1Image(np.asarray(newborn.t1.dataobj)[:, :, 40:42], newborn.t1.affine)
-    with pytest.raises(BabyAIError, match="has 2 of the 4 slices"):
+    with pytest.raises(BabyAIError, match=r"too few slices to be registered \(2, of 4 needed\)"):
         register_rigid(newborn.t1, image)
 
 

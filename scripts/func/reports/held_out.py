@@ -90,8 +90,8 @@ def hold_out_slices(case: Case, reconstruct: Callable[[Case], Reconstruction]) -
     axis, thickness, spacing = stack_geometry(case.t2, case.sidecar)
     if case.t2.shape[axis] < FEWEST_SLICES:
         raise BabyAIError(
-            f"{name_of(case.t2)} has {case.t2.shape[axis]} of the {FEWEST_SLICES} slices that are needed to take every "
-            "second one away and predict it."
+            f"{name_of(case.t2)} has too few slices to take every second one away and predict it "
+            f"({case.t2.shape[axis]}, of {FEWEST_SLICES} needed); give a larger stack."
         )
     kept, taken = every_second(case.t2, axis)
     stated = {

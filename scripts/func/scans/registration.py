@@ -222,8 +222,8 @@ def _prepared(image: nib.Nifti1Image, scaled: bool = False) -> _Volume:
     array = array - min(float(array.min()), 0.0)
     if min(array.shape) < _FEWEST_PLANES:
         raise BabyAIError(
-            f"{name_of(image)} has {min(array.shape)} of the {_FEWEST_PLANES} slices that are needed to register it; "
-            "give a stack of more."
+            f"{name_of(image)} has too few slices to be registered ({min(array.shape)}, of {_FEWEST_PLANES} needed); "
+            "give a larger stack."
         )
     check_head_volume(image)
     if not scaled:
@@ -568,7 +568,7 @@ def check_same_head(
     problem, advice = _suspicion(registration)
     sentence = f"{name_of(t2)} {problem} {name_of(t1)} ({measured}): {advice}"
     if registration.verdict == FAILED and min_similarity is None:
-        raise BabyAIError(f"{sentence}. If they are known to fit, --min-similarity 0 makes the result all the same.")
+        raise BabyAIError(f"{sentence}. If they are known to fit, --min-similarity 0 makes the result anyway.")
     warn(f"{sentence}.")
 
 
@@ -583,7 +583,7 @@ def _suspicion(registration: Registration) -> tuple[str, str]:
             "left and right may be exchanged in one of the headers, or it is another infant's scan",
         )
     return (
-        "may not fit" if registration.verdict == UNSURE else "could not be laid upon",
+        "may not fit" if registration.verdict == UNSURE else "could not be aligned with",
         "the usual causes are another infant's scan, only one of the two brain-extracted, much noise or motion, or a "
         "header with wrong voxel sizes or units; look at the edges of one scan on the other",
     )

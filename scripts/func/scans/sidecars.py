@@ -85,5 +85,5 @@ def _parse(content: bytes, path: Path) -> object:
     except ValueError:
         text = content.decode("latin-1")
     found = json.loads(re.sub(r",(?=\s*[}\]])", "", text.strip("\0 \r\n\t")) or "{}", strict=False)
-    warn(f"{path} is not clean JSON in UTF-8 (accents, line breaks, commas, or empty); it was read all the same.")
+    warn(f"{path} is not clean JSON in UTF-8 (accents, line breaks, commas, or empty); it was read anyway.")
     return found

@@ -54,8 +54,8 @@ class SliceGeometry:
             raise BabyAIError(f"The slice profile '{self.profile}' is unknown; use one of {', '.join(PROFILES)}.")
         if self.count < 1 or not (self.thickness > 0 and self.spacing > 0):
             raise BabyAIError(
-                f"A stack of {self.count} slices, {self.thickness:g} voxels thick and {self.spacing:g} apart, cannot "
-                "be: check SliceThickness and SpacingBetweenSlices."
+                f"A stack of {self.count} slices, {self.thickness:g} voxels thick and {self.spacing:g} apart, is "
+                "impossible; check SliceThickness and SpacingBetweenSlices."
             )
 
     @classmethod

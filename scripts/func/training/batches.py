@@ -91,8 +91,8 @@ def training_batches(
             failures += 1
             if failures == 2:
                 raise BabyAIError(
-                    f"The workers that make samples were killed twice at step {step}, probably for want of memory; go "
-                    "on with --resume and fewer --workers."
+                    f"The workers that make samples were killed twice at step {step}, probably because memory ran out; "
+                    "go on with --resume and fewer --workers."
                 ) from error
             print(f"A worker that makes samples was killed; new ones go on from step {step}.", file=sys.stderr)
 
