@@ -104,7 +104,7 @@ class ThickSliceSamples(Dataset):
     T1_NOISE = MISALIGNMENT = 0.08
     SOFT = 0.06
     FINE_IN_PLANE = 0.2
-    LESIONS = 0.25
+    LESIONS = 0.35
     THICK_T1 = 0.12
     CUT_T1 = 0.03
     UNKNOWN_GEOMETRY = 0.03

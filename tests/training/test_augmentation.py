@@ -180,6 +180,14 @@ def test_tissue_shows_through_half_of_the_lesions(rng):
         assert torch.allclose(shown[inside], texture + lesion[7].float(), atol=1e-6)
 
 
+def test_a_lesion_is_never_air():
+    """Else the head would have a hole in it."""
+    lesion = torch.tensor([20, 24, 20, 4, 4, 4, -0.4, -0.4, 1])[None, None]
+    dim = torch.full((1, *SHAPE), 0.3)
+    t1, t2, _ = augmentation.with_lesions(dim, dim, lesion)
+    assert t1.min() > 0 and t2.min() > 0
+
+
 def test_noise_is_as_strong_as_asked_for_and_spares_the_air(scan):
     noise = augmentation.noisy(scan, 0.03, 5) - scan
     assert float(noise[scan > 0].std()) == pytest.approx(0.03, rel=0.02)
