@@ -62,8 +62,9 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from func.commands import Tally, at_least_one, in_processes, processors, run_to_the_end, script_parser
+from func.commands import Tally, at_least_one, in_processes, run_to_the_end, script_parser
 from func.errors import warn
+from func.processors import processors
 from func.reports.ages import group_of, read_age_groups
 from func.reports.comparisons import Comparison, find_comparisons, score_comparison, slices_behind, weights_of
 from func.reports.lesions import DIAMETERS, KINDS, LESIONS_MEANING, plant_lesions

@@ -32,13 +32,13 @@ from func.commands import (
     add_t1w_filter,
     importing,
     positive,
-    processors,
     run_to_the_end,
     script_parser,
     similarity,
 )
 from func.errors import BabyAIError, warn
 from func.pipeline import Writer, read_ahead
+from func.processors import processors
 from func.scans.bids import Pair, find_pairs, find_t2w_alone, put_together, result_path, stem_of
 from func.scans.case import Case, check_grids, read_cases
 from func.scans.dicom import check_scan_is_there, source_name

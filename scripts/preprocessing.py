@@ -39,12 +39,12 @@ from func.commands import (
     add_t1w_filter,
     at_least_one,
     in_processes,
-    processors,
     run_to_the_end,
     script_parser,
     similarity,
 )
 from func.errors import BabyAIError, collect_warnings
+from func.processors import processors
 from func.scans.bids import RESULT_ENTITY, Pair, find_pairs, is_foreign, stem_of
 from func.scans.case import Case, warn_of_voxels
 from func.scans.files import atomic

@@ -31,11 +31,11 @@ from func.commands import (
     in_processes,
     not_negative,
     positive,
-    processors,
     run_to_the_end,
     script_parser,
 )
 from func.errors import BabyAIError
+from func.processors import processors
 from func.scans.bids import entities_of, find_scans, is_original, stem_of
 from func.scans.files import atomic
 from func.scans.nifti import check_isotropic, image_of, read_volume, save_result

@@ -28,10 +28,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from func.commands import processors, script_parser
+from func.commands import script_parser
 from func.errors import BabyAIError
 from func.networks.devices import choose_device
 from func.networks.weights import load_weights
+from func.processors import processors
 from func.training.batches import training_batches
 from func.training.checkpoints import last_checkpoint, restore, save_checkpoint
 from func.training.data import prepare_data

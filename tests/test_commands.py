@@ -14,7 +14,6 @@ from func.commands import (
     add_t1w_filter,
     at_least_one,
     in_processes,
-    processors,
     run_to_the_end,
     script_parser,
     similarity,
@@ -134,16 +133,6 @@ def test_a_console_that_cannot_show_a_name_or_is_gone_ends_nothing_in_a_tracebac
     cut.stdout.close()
     assert plain.communicate() == (b"\\xe4\\u8d64\nSummary: 1 made, 0 failed.\n", b"")
     assert cut.stderr.read() == b"" and (plain.returncode, cut.wait()) == (0, 141)
-
-
-def test_some_processor_may_be_used():
-    assert 1 <= processors() <= os.cpu_count()
-
-
-def test_processors_where_affinity_is_unknown(monkeypatch):
-    """macOS and Windows have no ``sched_getaffinity``."""
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert processors() == os.cpu_count()
 
 
 @pytest.mark.parametrize(("text", "accepted"), [("acq-mprage", True), ("rec-", True), ("mprage", False), ("-x", False)])

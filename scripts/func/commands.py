@@ -228,11 +228,6 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def sigterm_raised() -> Iterator[None]:
     """While the block lasts, SIGTERM raises :class:`Terminated`, so that everything is left as Ctrl-C leaves it."""

@@ -37,12 +37,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from func.commands import processors, script_parser
+from func.commands import script_parser
 from func.errors import BabyAIError
 from func.networks.devices import choose_device, computing, has_fast_bfloat16
 from func.networks.patches import BATCH_SIZE, count_patches, run_patches
 from func.networks.weights import build_network, load_weights, save_folded
 from func.phantom import infant_brain
+from func.processors import processors
 from func.scans.intensity import published_normalise
 from func.scans.nifti import array_of, image_of, save_result
 from func.slices.geometry import SliceGeometry, acquire, upsample

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from func.networks.guidance import FAINTEST, as_tensor, head_share, middle, misfit, with_cubes
-from func.scans.resampling import threads
+from func.processors import threads
 from func.slices.geometry import SliceGeometry, acquire, upsample
 
 LARGEST_T1_OFFSET = 0.8  # voxels: a T1w farther off the T2w is told, and of raw scans its registration corrected

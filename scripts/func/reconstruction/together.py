@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from func.errors import warn
 from func.networks.guidance import network_inputs
+from func.processors import threads
 from func.reconstruction.acquired import AcquiredCase, RawSettings
 from func.reconstruction.consistency import HEAD, noise_of
 from func.reconstruction.doubtful import FITS, likeness, shared
@@ -27,7 +28,7 @@ from func.reconstruction.uncertainty import half_width
 from func.scans.case import Case
 from func.scans.nifti import array_of, image_of, name_of
 from func.scans.registration import register_rigid
-from func.scans.resampling import resample, threads
+from func.scans.resampling import resample
 from func.slices.geometry import AXIS_ACROSS, SliceGeometry, acquire, slices_last, upsample
 from func.slices.motion import PLACES, Contrast, Motion, find_motion, order_of_acquisition, t1_features, t1_terms
 from func.slices.stacks import Stack, StackView, agree_with_stacks, outlying_slices

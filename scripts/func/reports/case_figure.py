@@ -19,6 +19,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from PIL import Image, ImageColor
 from scipy import ndimage
 
+from func.processors import threads
 from func.reports.figures import (
     BESIDE_MIDLINE,
     EDGE_COLOUR,
@@ -30,7 +31,6 @@ from func.reports.figures import (
     white_of,
 )
 from func.scans.files import atomic
-from func.scans.resampling import threads
 from func.slices.geometry import AXIS_ACROSS
 
 ROWS = {

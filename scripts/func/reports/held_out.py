@@ -18,7 +18,7 @@ from func.reports.tables import BASELINE, RESULT
 from func.scans.case import Case
 from func.scans.files import atomic
 from func.scans.head import box_around
-from func.scans.nifti import array_of, image_of, name_of, to_ras
+from func.scans.nifti import array_of, image_of, name_of, named_as, to_ras
 from func.scans.resampling import resample
 from func.slices.geometry import acquire, stack_geometry, stated_profile
 
@@ -121,10 +121,9 @@ def every_second(t2: nib.Nifti1Image, axis: int) -> tuple[nib.Nifti1Image, nib.N
     """The first, third, fifth ... slice of a stack, and those between them, each where it lies in the world."""
     last_kept = (t2.shape[axis] - 1) // 2 * 2
     every_other = slice(0, None, 2), slice(1, last_kept, 2)
-    parts = tuple(t2.slicer[tuple(part if a == axis else slice(None) for a in range(3))] for part in every_other)
-    for part in parts:  # for messages
-        part.file_map["image"].filename = t2.get_filename()
-    return parts
+    return tuple(
+        named_as(t2.slicer[tuple(part if a == axis else slice(None) for a in range(3))], t2) for part in every_other
+    )
 
 
 def draw_held_out(path: Path, held_out: HeldOut) -> None:

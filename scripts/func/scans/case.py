@@ -22,6 +22,7 @@ from func.scans.nifti import (
     check_same_grid,
     image_of,
     name_of,
+    named_as,
 )
 
 if TYPE_CHECKING:
@@ -127,8 +128,7 @@ class Case:
         from func.scans.registration import register_rigid
 
         affine = self.t2.affine @ from_matvec(np.diag([-1.0, 1, 1]), [self.t2.shape[0] - 1, 0, 0])
-        t2 = image_of(array_of(self.t2), affine, self.t2)
-        t2.file_map["image"].filename = self.t2.get_filename()
+        t2 = named_as(image_of(array_of(self.t2), affine, self.t2), self.t2)
         # From where the mirror image of the head lay.
         center = apply_affine(self.t1.affine, ndimage.center_of_mass(array_of(self.t1)))[0]
         left_for_right = from_matvec(np.diag([-1.0, 1, 1]), [2 * center, 0, 0])
@@ -189,9 +189,7 @@ def _masked(t2: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
     sizes = voxel_sizes(t2.affine)
     across = sizes > 1.2 * sizes.min()
     away = ndimage.distance_transform_edt(array_of(mask) <= 0, sampling=np.where(across, 1e6, sizes))
-    masked = image_of(np.where(away <= _RIM, array_of(t2), 0).astype(np.float32), t2.affine, t2)
-    masked.file_map["image"].filename = t2.get_filename()
-    return masked
+    return named_as(image_of(np.where(away <= _RIM, array_of(t2), 0), t2.affine, t2), t2)
 
 
 def warn_of_voxels(t1: nib.Nifti1Image | None, t2: nib.Nifti1Image) -> None:
@@ -253,6 +251,4 @@ def _cleaned(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, Level]:
              "around them; check how it was exported.")  # fmt: skip
     if not any(level) and not spikes:
         return image, level
-    cleaned = image_of(array, image.affine, image)
-    cleaned.file_map["image"].filename = image.get_filename()
-    return cleaned, level
+    return named_as(image_of(array, image.affine, image), image), level

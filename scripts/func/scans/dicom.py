@@ -299,11 +299,11 @@ def _fill_gaps(path: Path, slices: list[_Slice], folder: Path) -> list[tuple[flo
             image.save_as(folder / f"empty-{len(filled):06d}.dcm", enforce_file_format=True)
             filled.append((image.get("EchoTime"), position))
     if len(stacks) == 1 and not filled:
-        _check_ends(path, slices)
+        _check_ends(slices)
     return filled
 
 
-def _check_ends(path: Path, slices: list[_Slice]) -> None:
+def _check_ends(slices: list[_Slice]) -> None:
     """Warn where the images' numbers, but not their places, tell that some are missing: at an end of the stack."""
     numbers = {one.instance for one in slices}
     lacking = sorted({*range(1, max(numbers) + 1)} - numbers)

@@ -91,6 +91,12 @@ def name_of(image: nib.Nifti1Image) -> str:
     return image.get_filename() or "the volume"
 
 
+def named_as(image: nib.Nifti1Image, source: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The image, which messages now call by the file that ``source`` came from."""
+    image.file_map["image"].filename = source.get_filename()
+    return image
+
+
 def check_is_there(path: Path) -> None:
     """Refuse a path that leads to no file, with what to do.
 
@@ -304,9 +310,7 @@ def to_ras(image: nib.Nifti1Image) -> nib.Nifti1Image:
     if canonical is image:
         return image
     array = np.ascontiguousarray(canonical.dataobj)
-    turned = type(image)(array, canonical.affine, canonical.header)
-    turned.file_map["image"].filename = image.get_filename()
-    return turned
+    return named_as(type(image)(array, canonical.affine, canonical.header), image)
 
 
 def from_ras(array: np.ndarray, like: nib.Nifti1Image) -> np.ndarray:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from func.commands import processors
+from func.processors import threads
+from func.scans.head import box_around
 
 _AIR = 0.005  # of the 99th percentile: what is fainter is no head
 
@@ -43,8 +43,9 @@ def resample(
     first_not_zero, last_not_zero = np.zeros((3, 1), int), last
     has_air = order > 1 and array.min() >= 0
     if has_air and array.any():
-        bounds = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-        first_not_zero, last_not_zero = (np.array([bound[end] for bound in bounds])[:, None] for end in (0, -1))
+        box = box_around(array != 0)
+        first_not_zero = np.array([[part.start] for part in box])
+        last_not_zero = np.array([[part.stop - 1] for part in box])
         sparse = array[::2, ::2, ::2]
         air = _AIR * np.percentile(sparse[sparse > 0], 99) if sparse.any() else 0
     low = np.maximum(-0.5 - 1e-4, first_not_zero - 1)
@@ -82,9 +83,3 @@ def _spline_coefficients(array: np.ndarray, order: int, pool: ThreadPoolExecutor
 
         list(pool.map(filter_block, blocks))
     return coefficients
-
-
-def threads() -> int:
-    """Threads to work with: SciPy lets go of Python's lock. A worker process is given one by its environment."""
-    stated = os.environ.get("OMP_NUM_THREADS", "")
-    return min(processors(), int(stated)) if stated.isdigit() and int(stated) else processors()

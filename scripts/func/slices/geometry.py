@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage, special
 
 from func.errors import BabyAIError, warn
-from func.scans.nifti import image_of, name_of
+from func.scans.nifti import image_of, name_of, named_as
 
 AXIS_ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}  # the world axis, and that of an array in RAS order
 PROFILES = ("box", "gaussian", "point")
@@ -177,9 +177,7 @@ def with_spacing(image: nib.Nifti1Image, axis: int, spacing: float) -> nib.Nifti
     """
     steps = np.ones(3)
     steps[axis] = spacing / nib.affines.voxel_sizes(image.affine)[axis]
-    spaced = image_of(image.dataobj, image.affine @ np.diag([*steps, 1]), image)
-    spaced.file_map["image"].filename = image.get_filename()
-    return spaced
+    return named_as(image_of(image.dataobj, image.affine @ np.diag([*steps, 1]), image), image)
 
 
 def stated_profile(sidecar: dict, image: nib.Nifti1Image) -> str:

@@ -26,7 +26,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional
 
 from func.networks.guidance import profile_width
-from func.scans.resampling import threads
+from func.processors import threads
 from func.slices.filters import smooth
 from func.slices.geometry import SliceGeometry
 

@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage, sparse
 
-from func.scans.resampling import threads
+from func.processors import threads
 from func.slices.geometry import FWHM_PER_SIGMA
 
 _PROFILE_STEP = 0.6  # mm between the samples of a slice profile; a finer step changes nothing that could be seen
