@@ -58,7 +58,7 @@ def read_scan(path: str | Path) -> tuple[nib.Nifti1Image, dict]:
 def is_dicom(path: str | Path) -> bool:
     """Whether a path means DICOM: a folder, a DICOM file, or one of the two with a series' name after #."""
     source, _ = _source_and_name(Path(path))
-    return os.path.isdir(source) or is_dicom_file(source)
+    return os.path.isdir(source) or (os.path.isfile(source) and is_dicom_file(source))
 
 
 def check_scan_is_there(path: str | Path) -> None:
