@@ -295,11 +295,10 @@ def prepare_t2(
         BabyAIError: the T2w or its sidecar is unreadable, or it does not fit the T1w.
     """
     with collect_warnings() as warnings:
-        t2, sidecar = read_volume(path), read_sidecar(path)
-        warn_of_voxels(t1, t2)
-        case = Case(t1, t2, sidecar).registered()
+        case = Case(t1, read_volume(path), read_sidecar(path)).registered()
         t2, registration = case.t2, case.registration
-        axis, thickness, spacing = stack_geometry(t2, sidecar)
+        warn_of_voxels(t1, t2)
+        axis, thickness, spacing = stack_geometry(t2, case.sidecar)
         matrix = registration.matrix @ atlas_to_t1
         image = image_of(resample(t2, atlas.shape, atlas.affine, matrix), atlas.affine, atlas)
         picture = save_picture(target, image, read_volume(t1_target))

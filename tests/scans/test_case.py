@@ -167,15 +167,15 @@ def test_a_stack_whose_header_does_not_say_how_the_head_lies_is_used_as_it_fits(
         assert np.linalg.norm(shown - apply_affine(stack.affine, voxel)) < 1.5
 
 
-@pytest.mark.parametrize("in_header", [True, False])
-def test_of_two_spacings_the_one_counts_that_fits_the_t1w(tmp_path, in_header):
+@pytest.mark.parametrize(("in_header", "stated"), [(True, 4), (True, 4000), (False, 5)])
+def test_of_two_spacings_the_one_counts_that_fits_the_t1w(tmp_path, in_header, stated):
     """A converter that took the thickness of slices with gaps for their spacing, and a sidecar that is wrong."""
     t1, t2 = small_head()
     stack = scanned(t2, 2, 5.0, 17)
     affine = stack.affine if in_header else stack.affine @ np.diag([1, 1, 0.8, 1])
     nib.save(t1, tmp_path / "t1.nii")
     nib.save(nib.Nifti1Image(np.asarray(stack.dataobj), affine), tmp_path / "t2.nii")
-    (tmp_path / "t2.json").write_text(f'{{"SpacingBetweenSlices": {4 if in_header else 5}}}')
+    (tmp_path / "t2.json").write_text(f'{{"SpacingBetweenSlices": {stated}}}')
     case = read_case(Pair("1", tmp_path / "t1.nii", tmp_path / "t2.nii", "t2")).registered()
     assert voxel_sizes(case.t2.affine)[2] == pytest.approx(5)
     assert any("5 mm is used" in told for told in case.warnings) != in_header
