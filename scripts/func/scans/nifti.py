@@ -164,12 +164,16 @@ def _checked_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]
             f"{path} is {len(shape)}-D ({stated}); take a volume out of it: nib-roi -t 0:1 {path.name} one_{path.name}"
         )
     if len(shape) < 3 or min(shape) < 1:
-        raise BabyAIError(f"{path} is not a 3-D volume (its shape is {stated or 'empty'}).")
+        raise BabyAIError(
+            f"{path} is not a 3-D volume (its shape is {stated or 'empty'}); convert the whole series again (dcm2niix)."
+        )
     if np.prod([float(length) for length in shape]) > _MAX_VOXELS:
         raise BabyAIError(f"{path} declares {stated} voxels, more than any head scan; its header is probably damaged.")
     dtype = header.get_data_dtype()
+    if dtype.kind == "c":
+        raise BabyAIError(f"{path} holds complex numbers; save their magnitude, or export the magnitude image.")
     if dtype.kind not in "iuf":
-        raise BabyAIError(f"{path} holds colours or complex numbers ({dtype}); save its magnitude as grey values.")
+        raise BabyAIError(f"{path} holds colours, as a picture made of a scan does; export the scan itself.")
     return shape
 
 

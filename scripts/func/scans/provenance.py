@@ -70,7 +70,7 @@ def differences(result: Path, made_with: dict) -> list[str]:
         found = {}
     entries = {key: found.get(key) if isinstance(found.get(key), dict) else {} for key in made_with}
     if not any(entries.values()):
-        return ["nobody knows what (its JSON sidecar does not tell)"]
+        return ["unknown settings (its JSON sidecar does not state them)"]
     words = []
     if entries["Weights"].get("SHA256") != made_with["Weights"]["SHA256"]:
         words.append(f"other weights ({entries['Weights'].get('Name', 'unknown')})")
