@@ -145,6 +145,13 @@ def test_a_head_that_lay_still_is_reconstructed_as_if_motion_were_not_looked_for
     np.testing.assert_array_equal(np.asarray(off.image.dataobj), np.asarray(alone.image.dataobj))
 
 
+def test_a_motion_that_the_slices_fit_no_better_with_is_not_undone_even_if_asked_for(head, alone):
+    on = together(head, [stack(head, "axial")], motion="on")
+    assert on.report["Motion"]["Unexplained"] >= 1 and not on.report["Motion"]["Found"]
+    assert any("fit best where they lie" in warning for warning in on.warnings)
+    np.testing.assert_array_equal(np.asarray(on.image.dataobj), np.asarray(alone.image.dataobj))
+
+
 def test_stacks_are_joined_without_a_t1(head):
     """One of them moved as a whole: it is registered to the first."""
     whole = rigid((3, 2, -4), (3, -2, 4))

@@ -94,6 +94,9 @@ class PlacedStack:
             order = order_of_acquisition(case.sidecar, head.geometry.count)
             searched = find_motion(head.t1, head.slices, head.geometry, order, only_if_moved=settings.motion == "auto")
         motion = searched if searched and (searched.moved or settings.motion == "on") else None
+        if motion and motion.unexplained >= 1:
+            warn(f"The slices of {name_of(case.t2)} fit best where they lie; no motion of theirs was undone.")
+            motion = None
         return cls(case, working, head, affine, working.t1_to_t2, motion, searched, 1.0, kept)
 
     @property
@@ -141,7 +144,7 @@ class PlacedStack:
         found = find_motion(seen, self.head.slices, self.head.geometry, order, True, self.motion)
         # Upon the same contrast much smaller motion shows than upon a T1w.
         moved = found.moved_beyond(_STILL_UPON_OTHERS)
-        undone = found if self.motion or moved or wanted == "on" else None
+        undone = found if self.motion or moved or (wanted == "on" and found.unexplained < 1) else None
         return replace(self, motion=undone, searched=self.searched or found)
 
     def brought_to(self, shape: tuple[int, int, int], affine: np.ndarray, volume: np.ndarray) -> np.ndarray:
