@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 
 from func.errors import BabyAIError
-from func.reports.case_figure import COLUMNS, ROWS, UNCERTAINTY_TOP, Scans, draw_figure, read_figure, save_figure
+from func.reports.case_figure import COLUMNS, ROWS, UNCERTAINTY_TOP, ZOOM, Scans, draw_figure, read_figure, save_figure
 from func.reports.methods import methods, section, stacks_of
 from func.scans.bids import RESULT_ENTITY, stem_of
 from func.scans.files import atomic, save_json
@@ -193,6 +193,7 @@ def _page(output_dir: Path, files: list[Path]) -> str:
         failures=failures,
         columns=COLUMNS,
         rows=ROWS,
+        zoom=f"{ZOOM:.0f} mm",
         uncertainty_top=f"{100 * UNCERTAINTY_TOP:.0f} %",
         has_uncertainty=any("uncertainty" in case["panels"] for case in cases),
         methods=methods([case["sidecar"] for case in cases]),
