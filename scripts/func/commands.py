@@ -91,7 +91,8 @@ def _expanded_path(text: str) -> Path:
         raise argparse.ArgumentTypeError("the path is empty")
     try:
         path = Path(text).expanduser()
-        path.exists()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"'{text}' names a user who has no home folder here") from None
     except OSError as error:  # a folder on the way may not be entered, or a name is too long
