@@ -75,15 +75,17 @@ def test_two_planes_are_better_than_one_however_bright_each_is(head, alone):
     assert all(check["SliceResidualAfter"] < 0.35 * check["SliceResidualBefore"] for check in checks)
 
 
-def test_on_the_finer_grid_a_volume_shows_what_it_showed_where_it_was(head):
-    """Of a T1w that lies oblique."""
+@pytest.mark.parametrize(("most_voxels", "voxel"), [(3e7, 0.5), (2e6, 0.67), (1e4, 0.8)])
+def test_on_the_finer_grid_a_volume_shows_what_it_showed_where_it_was(head, monkeypatch, most_voxels, voxel):
+    """Of a T1w that lies oblique; a large head gets voxels as fine as memory allows."""
+    monkeypatch.setattr("func.reconstruction.together._MOST_VOXELS", most_voxels)
     turned = nib.Nifti1Image(np.asarray(head[0].dataobj), rigid((10, -20, 5), (3, -8, 4)) @ head[0].affine)
     placed = PlacedStack.of(case_of((turned,), stack(head, "coronal")), RawSettings(motion="off", min_similarity=0.0))
     joined = Together([placed], RawSettings())
     smooth = nib.Nifti1Image(ndimage.gaussian_filter(head[1].get_fdata(dtype=np.float32), 2), turned.affine)
     before = nib.Nifti1Image(resample(smooth, joined.shape, joined.affine), joined.affine)
     (fine,) = joined.on_finer_grid(np.asarray(before.dataobj)[None])
-    assert fine.shape == joined.shape and joined.voxel == pytest.approx(0.5)
+    assert fine.shape == joined.shape and joined.voxel == pytest.approx(voxel, abs=0.02)
     there = resample(before, joined.shape, joined.affine)
     inside = (slice(20, -20),) * 3
     assert np.abs(fine - there)[inside].max() < 0.01 * there.max()

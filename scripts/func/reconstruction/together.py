@@ -35,6 +35,7 @@ from func.slices.stacks import Stack, StackView, agree_with_stacks, outlying_sli
 
 _VOXEL = 0.8  # mm: fine enough to find the slices' places and what the head looks like
 _FINE_VOXEL = 0.5  # mm: a volume is linear between voxels so small; with 0.8 mm three stacks lost 0.5 dB, moving 0.7
+_MOST_VOXELS = 3e7  # of these: two stacks of an adult's whole head take 4.0 GB, and took 4.5 with 4.4e7
 _FINE_PIXEL = 0.6  # mm: smaller pixels are first brought to 1 mm
 _SPARSE = 4.0  # mm between the voxels that tell how bright one stack is against another
 _ROUGH_STEPS = 3  # of conjugate gradients, for a volume that slices are only laid upon
@@ -218,9 +219,13 @@ class Together:
         ]
 
     def on_finer_grid(self, estimates: np.ndarray) -> np.ndarray:
-        """Estimates, shape (runs, X, Y, Z), on the finer common grid that all volumes lie on from here on."""
+        """Estimates, shape (runs, X, Y, Z), on the finer common grid that all volumes lie on from here on.
+
+        It is less fine for a large head, for want of memory.
+        """
         coarse = self.voxel
-        self.shape, self.affine = _common_grid(self.stacks, self.t1, _FINE_VOXEL)
+        affordable = coarse * (np.prod(self.shape) / _MOST_VOXELS) ** (1 / 3)
+        self.shape, self.affine = _common_grid(self.stacks, self.t1, min(coarse, max(_FINE_VOXEL, affordable)))
         self._views = []
         spacing = coarse / self.voxel
         # Both grids begin at the same corner.
