@@ -345,7 +345,7 @@ def test_a_wrong_call_is_told_in_a_sentence(train, tmp_path, shapes_data):
     split.write_text("subject,part\nsub-0,train\nsub-9,test\n")
     for arguments, words in [
         (["--name", "there"], "already"),
-        (["--split", str(tmp_path / "none.csv")], "no split"),
+        (["--split", str(tmp_path / "none.csv")], "none.csv cannot be read (No such file"),
         (["--split", str(split)], "sub-9"),
         (["--init-weights", str(tmp_path / "none.pth")], "no weights file"),
         (["--data-dir", str(tmp_path / "none")], "does not exist"),
