@@ -164,8 +164,8 @@ def stack_geometry(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float, floa
 
 def contradicted_spacing(t2: nib.Nifti1Image, sidecar: dict) -> tuple[int, float] | None:
     """The slice axis of a raw stack, and the spacing (mm) that its sidecar states against its header; None if none."""
-    stated, sizes = abs(_number(sidecar.get("SpacingBetweenSlices"))), nib.affines.voxel_sizes(t2.affine)
-    if not 0 < stated < math.inf or (np.abs(stated / sizes - 1) <= _SAME_LENGTH).any():
+    stated, sizes = _length(sidecar.get("SpacingBetweenSlices")), nib.affines.voxel_sizes(t2.affine)
+    if stated is None or (np.abs(stated / sizes - 1) <= _SAME_LENGTH).any():
         return None
     return _slice_axis(sidecar, t2, sizes, stated), stated
 
@@ -220,11 +220,16 @@ def stated_length(sidecar: dict, key: str, image: nib.Nifti1Image) -> float | No
     """A length in mm that a sidecar states, whatever its sign (DICOM has negative spacings); None where it does not."""
     if key not in sidecar:
         return None
-    length = abs(_number(sidecar[key]))
-    if 0 < length < math.inf:
-        return length
-    warn(f"{key} of {name_of(image)} is {_shown(sidecar[key])}, not a length in mm; it is not used.")
-    return None
+    length = _length(sidecar[key])
+    if length is None:
+        warn(f"{key} of {name_of(image)} is {_shown(sidecar[key])}, not a length in mm; it is not used.")
+    return length
+
+
+def _length(value: object) -> float | None:
+    """A sidecar's value as a length in mm, whatever its sign; None where it is none."""
+    length = abs(_number(value))
+    return length if 0 < length < math.inf else None
 
 
 def _number(value: object) -> float:
