@@ -48,6 +48,14 @@ def test_one_that_fails_costs_no_other_its_result(workers, capsys):
     assert "raise ValueError" in lines and "raise BabyAIError" not in lines
 
 
+def test_a_file_that_may_not_be_read_is_told_in_a_sentence(capsys):
+    Tally("done").fail("sub-1", PermissionError(errno.EACCES, "Permission denied", "sub-1/T2w.json"))
+    told = capsys.readouterr().err
+    assert told == (
+        "FAILED sub-1/T2w.json cannot be reached (Permission denied); check the path and its permissions.\n"
+    )
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_a_killed_process_is_told(capsys):
     tally = Tally("done")
