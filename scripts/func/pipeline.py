@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import TypeVar
+
+from func.processors import processors
 
 Item = TypeVar("Item")
 
@@ -14,10 +21,12 @@ Item = TypeVar("Item")
 def read_ahead(items: Iterable[Item], read: Callable[[Item], object]) -> Iterator[tuple[Item, Future]]:
     """Each item with the future of its reading, which begins while the item before is being worked on.
 
-    The first is read from now on.
+    The first is read from now on, in a process of its own if torch has yet to be imported: an import holds Python's
+    lock, and a thread would wait for it most of the time.
     """
     pool, items = ThreadPoolExecutor(1, "reader"), iter(items)
-    begun = [(item, pool.submit(read, item)) for item in islice(items, 1)]
+    begin = _begin_in_own_process if _may_fork() else partial
+    begun = [(item, pool.submit(begin(read, item))) for item in islice(items, 1)]
 
     def each() -> Iterator[tuple[Item, Future]]:
         with pool:
@@ -27,6 +36,45 @@ def read_ahead(items: Iterable[Item], read: Callable[[Item], object]) -> Iterato
             yield from begun
 
     return each()
+
+
+def _may_fork() -> bool:
+    """Whether a copy of this process can be made at once, and would have a processor to run on.
+
+    Only while no other thread runs: what it holds locked would stay so in the copy.
+    """
+    alone = threading.active_count() == 1 and "torch" not in sys.modules
+    return sys.platform == "linux" and alone and processors() > 1
+
+
+def _begin_in_own_process(read: Callable[[Item], object], item: Item) -> Callable[[], object]:
+    """Begin to ``read(item)`` in a copy of this process; what is returned waits for the result, or its exception."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sending, read, item), daemon=True)
+    process.start()
+    sending.close()
+
+    def result() -> object:
+        with receiving:
+            try:
+                value, error = receiving.recv()
+            except EOFError:  # it was killed
+                return read(item)
+        process.join()
+        if error:
+            raise error
+        return value
+
+    return result
+
+
+def _send_result(sending: Connection, read: Callable[[Item], object], item: Item) -> None:
+    try:
+        outcome = read(item), None
+    except BaseException as error:
+        outcome = None, error
+    sending.send(outcome)
 
 
 class Writer:

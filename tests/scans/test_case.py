@@ -1,5 +1,7 @@
 """A case as read: intensities that do not start at 0, single far too bright voxels; results in the file's units."""
 
+import pickle
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -182,3 +184,21 @@ def test_of_two_spacings_the_one_counts_that_fits_the_t1w(tmp_path, in_header, s
     for voxel in ([20, 60, 4], [60, 30, 12]):
         shown = apply_affine(np.linalg.inv(case.registration.matrix) @ case.t2.affine, voxel)
         assert np.linalg.norm(shown - apply_affine(stack.affine, voxel)) < 1.5
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_case_goes_from_process_to_process_as_it_is(tmp_path, kind):
+    affine = np.array([[0, -0.8, 0.1, 3], [0.9, 0, 0, -4], [0, 0.1, 3.3, 5], [0, 0, 0, 1]])
+    array = np.random.default_rng(1).gamma(2, 100, (8, 9, 5)).astype(np.float32)
+    array[0] = 0
+    image = kind(array, affine)
+    image.header["sform_code"], image.header["qform_code"] = 1, 0
+    nib.save(image, tmp_path / "sub-1_T2w.nii")
+    (case,) = read_cases(Pair("", None, tmp_path / "sub-1_T2w.nii", "sub-1"))
+    arrived = pickle.loads(pickle.dumps(case))
+    np.testing.assert_array_equal(arrived.t2.get_fdata(), case.t2.get_fdata())
+    np.testing.assert_array_equal(arrived.t2.affine, case.t2.affine)
+    assert arrived.t2.get_filename() == case.t2.get_filename()
+    assert type(arrived.t2) is type(case.t2)
+    assert arrived.t2.header == case.t2.header
+    assert arrived.warnings == case.warnings
