@@ -38,8 +38,15 @@ def test_the_first_is_read_by_another_process_and_the_rest_by_this_one():
 
 
 @linux_only
-@pytest.mark.parametrize("busy", ["threading.Thread(target=threading.Event().wait, daemon=True).start()",
-                                  "sys.modules['torch'] = None", "pipeline.processors = lambda: 1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "busy",
+    [
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()",
+        "sys.modules['torch'] = None",
+        "pipeline.processors = lambda: 1",
+        "os.fork = lambda: os.open('/no/such/file', os.O_RDONLY)",
+    ],
+)
 def test_this_process_reads_where_a_copy_could_hang_or_gain_nothing(busy):
     code = f"""
     {busy}

@@ -52,7 +52,10 @@ def _begin_in_own_process(read: Callable[[Item], object], item: Item) -> Callabl
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_send_result, args=(sending, read, item), daemon=True)
-    process.start()
+    try:
+        process.start()
+    except OSError:  # no room for another one
+        return partial(read, item)
     sending.close()
 
     def result() -> object:

@@ -156,17 +156,16 @@ def find_motion(
         only_if_moved: a rough motion will do where the head lay still.
     """
     independent = _INDEPENDENT_SAME if same_contrast else _INDEPENDENT_T1
-    terms = None
-    if not same_contrast:
-        features = t1_features(volume)
-        # Of the same features, so that the weights found here hold in small voxels.
-        terms = np.stack(list(t1_terms(_halved(features))))
-    large = _Fit(_halved(volume), _halved(slices, 1), _on_halved(geometry), independent, terms, _LARGE)
+    halves = _halved(volume), _halved(slices, 1), _on_halved(geometry), independent
+    large = _Fit(*halves, None if same_contrast else t1_features(halves[0], _LARGE), _LARGE)
     rough = _roughly(large, groups, start)
     if only_if_moved and not rough.moved:
         return rough
     if not same_contrast:
-        volume = large.contrast(rough, _MIDDLE).volume(t1_terms(features))
+        # Of the same features, so that the weights found in large voxels hold in small ones.
+        features = t1_features(volume)
+        contrast = _Fit(*halves, _halved(features), _LARGE).contrast(rough, _MIDDLE)
+        volume = contrast.volume(t1_terms(features))
     fit = _Fit(volume, slices, geometry, independent)
     return fit.motion(fit.refined(rough.parameters, rough.groups, _FINE), rough.groups, _FINE)
 
@@ -275,7 +274,7 @@ class _Fit:
     Args:
         volume, slices, geometry: see :func:`find_motion`, in voxels of ``size`` mm.
         independent: share of the pixels of 1 mm that tell something of their own.
-        terms: :func:`t1_terms` of the volume where it is a T1w that takes over the slices' contrast, else none.
+        features: :func:`t1_features` of the volume where it is a T1w that takes over the slices' contrast, else none.
         size: of the voxels, mm. Poses and centre are those of voxels of 1 mm all the same.
     """
 
@@ -285,11 +284,12 @@ class _Fit:
         slices: np.ndarray,
         geometry: SliceGeometry,
         independent: float,
-        terms: np.ndarray | None = None,
+        features: np.ndarray | None = None,
         size: int = 1,
     ) -> None:
         self._volume, self._slices, self._size = volume, slices, size
-        self._independent, self._terms, self._smoothed = independent, terms, {}
+        self._independent, self._smoothed = independent, {}
+        self._terms = None if features is None else np.stack(list(t1_terms(features)))
         self._width = profile_width(geometry)
         head = volume > _FAINTEST * np.percentile(volume[volume > 0], 99)
         self.center = self._in_mm(np.array(ndimage.center_of_mass(head)))
