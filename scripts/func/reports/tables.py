@@ -118,8 +118,13 @@ def verdict(scores: pd.DataFrame) -> str:
         return "No baseline was given."
     lost = gains[gains.gain < 0]
     if lost.empty:
-        least, who = gains.iloc[0], f"All {len(gains)} scans gain" if len(gains) > 1 else "The only scan gains"
-        return f"{who} over {BASELINE} in the inner brain, {least.gain:+.2f} dB at least ({least['name']})."
+        least = gains.iloc[0]
+        if len(gains) == 1:
+            return f"The only scan gains over {BASELINE} in the inner brain, {least.gain:+.2f} dB."
+        return (
+            f"All {len(gains)} scans gain over {BASELINE} in the inner brain, {least.gain:+.2f} dB at least "
+            f"({least['name']})."
+        )
     named = ", ".join(f"{row['name']} ({row.gain:+.2f} dB)" for _, row in lost.iterrows())
     return f"{len(lost)} of {len(gains)} scans lose to {BASELINE} in the inner brain: {named}."
 
