@@ -32,7 +32,7 @@ from func.slices.geometry import SliceGeometry
 
 # 15 simulated stacks and three raw ones of infants that lay still had a spread of up to 0.2 mm (0.3 in a rough look)
 # and kept 0.90 or more of what is unexplained; three adults up to 0.9 mm, but 0.97. Of 15 moving ones 14 had 0.8 to
-# 1.9 mm and kept 0.42 to 0.92; one that moved by 0.5 mm has that and 0.94.
+# 1.9 mm and kept 0.42 to 0.92; one that moved by 0.5 mm has that and 0.93.
 LARGEST_STILL = 0.4  # mm, see Motion.spread
 LARGEST_UNEXPLAINED = 0.94  # see Motion.unexplained
 
