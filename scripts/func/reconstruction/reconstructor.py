@@ -38,7 +38,7 @@ from func.stopwatch import Stopwatch
 
 Progress = Callable[[int, int], object]
 _MIRRORS = ((), (2,), (0,), (1,))  # axes along which the network sees a case mirrored, a run each; the slices' last
-_AIR = 2  # voxels around the head that the network sees: with six it took a fifth longer, for no gain
+_AIR = 2  # voxels around the head that the network sees: with six it took up to a fifth longer, for no gain
 # Voxels of 1 mm: a brain, or an infant's head, but not an adult's. Two cores take 11 to 15 s for so many.
 _LARGEST_ON_PROCESSORS = 4_000_000
 
