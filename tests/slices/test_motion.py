@@ -116,3 +116,11 @@ def test_the_order_of_acquisition_is_read_from_the_sidecar():
     np.testing.assert_array_equal(order_of_acquisition(together, 6), [0, 1, 2, 0, 1, 2])
     for bad in ({}, {"SliceTiming": [0, 1]}, {"SliceTiming": "none"}, {"SliceTiming": [0, None, 1, 2, 3, 4]}):
         assert order_of_acquisition(bad, 6) is None
+
+
+def test_larger_voxels_tell_how_much_of_them_is_head(head):
+    """A first look in voxels of 2 mm knows the outline as finely as one in voxels of 1 mm."""
+    t1 = np.asarray(head[0].dataobj)
+    pairs = [side for n in t1.shape for side in (n // 2, 2)]
+    means = [feature.reshape(pairs).mean(axis=(1, 3, 5)) for feature in t1_features(t1)]
+    assert np.abs(t1_features(t1, halved=True) - means).max() < 0.05
