@@ -16,7 +16,7 @@ from func.commands import Tally
 from func.errors import BabyAIError
 from func.reports.comparisons import find_truth
 from func.reports.scores import brain_mask, inner_brain, score_brain
-from func.reports.tables import table
+from func.reports.tables import table, verdict
 from func.scans.bids import find_pairs, result_path
 from func.scans.files import save_json
 from func.scans.nifti import read_volume, save_volume
@@ -417,3 +417,9 @@ def test_as_a_command(study, tmp_path):
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert finished.stdout.endswith("Summary: 12 evaluated, 0 failed.\n")
     assert len(read_rows(tmp_path)) == 12 * 3
+
+
+def test_of_one_scan_there_is_no_least_gain():
+    scores = pd.DataFrame({"region": "inner", "gain": [1.5, 1.25], "name": ["sub-1", "sub-2"]})
+    assert verdict(scores[:1]) == "The only scan gains over cubic in the inner brain, +1.50 dB."
+    assert verdict(scores) == "All 2 scans gain over cubic in the inner brain, +1.25 dB at least (sub-2)."

@@ -68,6 +68,18 @@ def test_an_error_comes_from_the_other_process_as_it_is():
 
 
 @linux_only
+def test_it_is_told_where_in_the_other_process_an_error_arose():
+    code = """
+    import traceback
+    def somewhere():
+        raise ValueError
+    for _, reading in pipeline.read_ahead("a", lambda item: somewhere()):
+        print("somewhere" in "".join(traceback.format_exception(reading.exception())))
+    """
+    assert printed(code) == ["True"]
+
+
+@linux_only
 def test_what_a_killed_process_was_to_read_is_read_by_this_one():
     code = """
     def read(item):

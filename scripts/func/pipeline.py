@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -76,6 +77,8 @@ def _send_result(sending: Connection, read: Callable[[Item], object], item: Item
     try:
         outcome = read(item), None
     except BaseException as error:
+        # Where it was raised is lost on the way; a note arrives.
+        error.add_note("".join(traceback.format_exception(error)))
         outcome = None, error
     sending.send(outcome)
 

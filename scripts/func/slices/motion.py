@@ -213,7 +213,7 @@ def t1_features(t1: np.ndarray, voxel: float = 1.0, halved: bool = False) -> np.
     Args:
         t1: air is 0.
         voxel: its voxels, mm.
-        halved: tell it in voxels twice as large, which takes an eighth of the time.
+        halved: tell it in voxels twice as large.
     """
     own = t1 / max(float(np.percentile(t1[t1 > 0], 99)), 1e-9) if t1.any() else t1
     told = np.stack([own, head_of(t1)]).astype(np.float32)
